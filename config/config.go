@@ -1,0 +1,336 @@
+// Package config holds the settings of Wisp's roles: typed, with defaults, read
+// strictly from YAML and validated before anything starts.
+//
+// It is a leaf: it knows no cluster and no runtime, and starts nothing. Each
+// role's Run takes its struct from here. The files under example/ show every
+// key with its default; a test keeps them equal to the code.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// Cluster says how a role reaches the API server.
+type Cluster struct {
+	// Kubeconfig is the path of a kubeconfig file. Empty means the
+	// ServiceAccount that the pod carries.
+	Kubeconfig string `json:"kubeconfig"`
+	// QPS and Burst bound the role's requests per second. client-go's own
+	// default of 5 would pace pod starts.
+	QPS   float32 `json:"qps"`
+	Burst int     `json:"burst"`
+}
+
+// Log says what a role writes to standard error.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `json:"level"`
+	// Format is json or console.
+	Format string `json:"format"`
+}
+
+// Node configures `wisp node`.
+type Node struct {
+	Log Log `json:"log"`
+	// Name is the Node object's name.
+	Name string `json:"name"`
+	// Address is the node's own IP address, without a port. Functions are
+	// served at Address:8012, Knative's port for a pod's proxy, so two nodes on
+	// one machine need two addresses.
+	Address string `json:"address"`
+	// HealthAddress serves /healthz and /readyz.
+	HealthAddress string `json:"healthAddress"`
+	// Cluster is the kubelet's identity, system:node:<name>. It registers the
+	// node and runs its pods.
+	Cluster Cluster `json:"cluster"`
+	// Reader is the identity that reads Revisions, which the Node authorizer
+	// grants no kubelet.
+	Reader Cluster `json:"reader"`
+	// Capacity is what the scheduler may place here.
+	Capacity Capacity `json:"capacity"`
+	// DataDir holds pulled modules and compiled code. Compiled code is
+	// executable: the folder is made 0700.
+	DataDir string `json:"dataDir"`
+	// InsecureRegistries are registry hosts (host or host:port) reached by
+	// plain HTTP. Loopback registries always are.
+	InsecureRegistries []string `json:"insecureRegistries"`
+	// Autoscaler is the ws:// URL to which stats are pushed.
+	Autoscaler string `json:"autoscaler"`
+	// Guest bounds what one guest may use.
+	Guest Guest `json:"guest"`
+	// QueueTimeout bounds how long a request may wait for its function to
+	// start. Knative's own activator uses the revision's timeout; the smaller
+	// of the two holds.
+	QueueTimeout metav1.Duration `json:"queueTimeout"`
+	// EarlyStartLease is how long a function that was started before its Pod
+	// takes new requests without one.
+	EarlyStartLease metav1.Duration `json:"earlyStartLease"`
+	// DrainTimeout bounds how long a stopping node waits for running requests.
+	DrainTimeout metav1.Duration `json:"drainTimeout"`
+}
+
+// Capacity is a node's capacity as the scheduler sees it, in Kubernetes'
+// quantity notation.
+type Capacity struct {
+	CPU    resource.Quantity `json:"cpu"`
+	Memory resource.Quantity `json:"memory"`
+	Pods   resource.Quantity `json:"pods"`
+}
+
+// Guest bounds one guest.
+type Guest struct {
+	// Memory is the most linear memory one instance may have.
+	Memory resource.Quantity `json:"memory"`
+	// ModuleSize is the largest module that is pulled.
+	ModuleSize resource.Quantity `json:"moduleSize"`
+	// OutputSize is the longest answer that the argv ABI collects.
+	OutputSize resource.Quantity `json:"outputSize"`
+	// CompiledModules is how many compiled modules are kept in memory.
+	CompiledModules int `json:"compiledModules"`
+}
+
+// Gateway configures `wisp gateway`.
+type Gateway struct {
+	Log     Log     `json:"log"`
+	Cluster Cluster `json:"cluster"`
+	// HealthAddress serves /healthz and /readyz.
+	HealthAddress string `json:"healthAddress"`
+	// XDSSocket is the Unix socket on which Envoy reads its configuration.
+	// Who may open it may read it: the folder should be the gateway's own.
+	XDSSocket string `json:"xdsSocket"`
+	// Envoy says where the Envoys of this gateway listen.
+	Envoy Envoy `json:"envoy"`
+	// ExternalDomain and InternalDomain are the cluster-internal names of the
+	// gateway's two Services, written into KIngress status. Knative makes each
+	// Service's local name an alias of InternalDomain.
+	ExternalDomain string `json:"externalDomain"`
+	InternalDomain string `json:"internalDomain"`
+}
+
+// Envoy says where Envoy listens and how the gateway probes it.
+type Envoy struct {
+	// HTTPAddress takes requests for external hosts.
+	HTTPAddress string `json:"httpAddress"`
+	// InternalAddress takes requests for cluster-local hosts.
+	InternalAddress string `json:"internalAddress"`
+	// AdminAddress is Envoy's admin interface. Loopback only: it can stop Envoy.
+	AdminAddress string `json:"adminAddress"`
+}
+
+// Autoscaler configures `wisp autoscaler`.
+type Autoscaler struct {
+	Log     Log     `json:"log"`
+	Cluster Cluster `json:"cluster"`
+	// HealthAddress serves /healthz and /readyz.
+	HealthAddress string `json:"healthAddress"`
+	// StatAddress takes the stats that nodes push, over websockets.
+	StatAddress string `json:"statAddress"`
+	// SystemNamespace holds Knative's ConfigMaps.
+	SystemNamespace string `json:"systemNamespace"`
+}
+
+func defaultCluster() Cluster { return Cluster{QPS: 200, Burst: 400} }
+
+func defaultLog() Log { return Log{Level: "info", Format: "json"} }
+
+// DefaultNode returns a node's defaults.
+func DefaultNode() Node {
+	return Node{
+		Log:                defaultLog(),
+		Name:               "wisp-0",
+		Address:            "127.0.0.1",
+		HealthAddress:      "127.0.0.1:9440",
+		Cluster:            defaultCluster(),
+		Reader:             defaultCluster(),
+		Capacity:           Capacity{CPU: resource.MustParse("16"), Memory: resource.MustParse("16Gi"), Pods: resource.MustParse("1000")},
+		DataDir:            "/var/lib/wisp",
+		InsecureRegistries: []string{},
+		Autoscaler:         "ws://127.0.0.1:9460",
+		Guest:              Guest{Memory: resource.MustParse("128Mi"), ModuleSize: resource.MustParse("100Mi"), OutputSize: resource.MustParse("16Mi"), CompiledModules: 256},
+		QueueTimeout:       metav1.Duration{Duration: time.Minute},
+		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
+		DrainTimeout:       metav1.Duration{Duration: 30 * time.Second},
+	}
+}
+
+// DefaultGateway returns a gateway's defaults.
+func DefaultGateway() Gateway {
+	return Gateway{
+		Log:           defaultLog(),
+		Cluster:       defaultCluster(),
+		HealthAddress: "127.0.0.1:9450",
+		XDSSocket:     "/run/wisp/xds.sock",
+		Envoy: Envoy{
+			HTTPAddress:     "127.0.0.1:8080",
+			InternalAddress: "127.0.0.1:8081",
+			AdminAddress:    "127.0.0.1:9901",
+		},
+		ExternalDomain: "wisp-gateway.wisp-system.svc.cluster.local",
+		InternalDomain: "wisp-gateway-internal.wisp-system.svc.cluster.local",
+	}
+}
+
+// DefaultAutoscaler returns an autoscaler's defaults.
+func DefaultAutoscaler() Autoscaler {
+	return Autoscaler{
+		Log:             defaultLog(),
+		Cluster:         defaultCluster(),
+		HealthAddress:   "127.0.0.1:9461",
+		StatAddress:     "127.0.0.1:9460",
+		SystemNamespace: "knative-serving",
+	}
+}
+
+// LoadNode reads a node's settings from the YAML file at path over the
+// defaults; an empty path means the defaults alone. An unknown key is an error.
+func LoadNode(path string) (Node, error) { return load(path, DefaultNode(), Node.Validate) }
+
+// LoadGateway is LoadNode for a gateway.
+func LoadGateway(path string) (Gateway, error) {
+	return load(path, DefaultGateway(), Gateway.Validate)
+}
+
+// LoadAutoscaler is LoadNode for an autoscaler.
+func LoadAutoscaler(path string) (Autoscaler, error) {
+	return load(path, DefaultAutoscaler(), Autoscaler.Validate)
+}
+
+func load[T any](path string, cfg T, validate func(T) error) (T, error) {
+	if path != "" {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return cfg, fmt.Errorf("read settings: %w", err)
+		}
+		if err := yaml.UnmarshalStrict(text, &cfg); err != nil {
+			return cfg, fmt.Errorf("parse settings %s: %w", path, err)
+		}
+	}
+	if err := validate(cfg); err != nil {
+		if path == "" {
+			path = "(defaults)"
+		}
+		return cfg, fmt.Errorf("settings %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// Validate returns every broken rule, joined.
+func (c Node) Validate() error {
+	var errs rules
+	errs.log(c.Log)
+	errs.check(c.Name != "", "name", c.Name, "a node name")
+	_, err := netip.ParseAddr(c.Address)
+	errs.check(err == nil, "address", c.Address, "an IP address without a port")
+	errs.hostPort("healthAddress", c.HealthAddress)
+	errs.cluster("cluster", c.Cluster)
+	errs.cluster("reader", c.Reader)
+	errs.positive("capacity.cpu", c.Capacity.CPU)
+	errs.positive("capacity.memory", c.Capacity.Memory)
+	errs.positive("capacity.pods", c.Capacity.Pods)
+	errs.check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "an absolute path")
+	for _, r := range c.InsecureRegistries {
+		errs.check(r != "" && !strings.Contains(r, "/"), "insecureRegistries", r, "a host or host:port, without scheme or path")
+	}
+	u, err := url.Parse(c.Autoscaler)
+	errs.check(err == nil && u.Scheme == "ws" && u.Host != "", "autoscaler", c.Autoscaler, "a ws://host:port URL")
+	errs.atLeast("guest.memory", c.Guest.Memory, 64<<10)
+	errs.positive("guest.moduleSize", c.Guest.ModuleSize)
+	errs.positive("guest.outputSize", c.Guest.OutputSize)
+	errs.check(c.Guest.CompiledModules > 0, "guest.compiledModules", c.Guest.CompiledModules, "above 0")
+	errs.duration("queueTimeout", c.QueueTimeout)
+	errs.duration("earlyStartLease", c.EarlyStartLease)
+	errs.duration("drainTimeout", c.DrainTimeout)
+	return errors.Join(errs...)
+}
+
+// maxSocketPath is the size of sun_path on Linux less its closing zero byte.
+const maxSocketPath = 107
+
+// Validate returns every broken rule, joined.
+func (c Gateway) Validate() error {
+	var errs rules
+	errs.log(c.Log)
+	errs.cluster("cluster", c.Cluster)
+	errs.hostPort("healthAddress", c.HealthAddress)
+	errs.check(filepath.IsAbs(c.XDSSocket) && len(c.XDSSocket) <= maxSocketPath, "xdsSocket", c.XDSSocket, "an absolute path of at most 107 bytes")
+	errs.hostPort("envoy.httpAddress", c.Envoy.HTTPAddress)
+	errs.hostPort("envoy.internalAddress", c.Envoy.InternalAddress)
+	errs.check(c.Envoy.HTTPAddress != c.Envoy.InternalAddress, "envoy.internalAddress", c.Envoy.InternalAddress, "another address than envoy.httpAddress: cluster-local hosts stay off the external listener")
+	errs.hostPort("envoy.adminAddress", c.Envoy.AdminAddress)
+	errs.check(isLoopback(c.Envoy.AdminAddress), "envoy.adminAddress", c.Envoy.AdminAddress, "a loopback address: it can stop Envoy")
+	errs.check(c.ExternalDomain != "", "externalDomain", c.ExternalDomain, "a host name")
+	errs.check(c.InternalDomain != "", "internalDomain", c.InternalDomain, "a host name")
+	return errors.Join(errs...)
+}
+
+// Validate returns every broken rule, joined.
+func (c Autoscaler) Validate() error {
+	var errs rules
+	errs.log(c.Log)
+	errs.cluster("cluster", c.Cluster)
+	errs.hostPort("healthAddress", c.HealthAddress)
+	errs.hostPort("statAddress", c.StatAddress)
+	errs.check(c.SystemNamespace != "", "systemNamespace", c.SystemNamespace, "a namespace")
+	return errors.Join(errs...)
+}
+
+// rules collects broken rules.
+type rules []error
+
+func (r *rules) check(ok bool, key string, value any, rule string) {
+	if !ok {
+		*r = append(*r, fmt.Errorf("%s = %v, must be %s", key, value, rule))
+	}
+}
+
+func (r *rules) log(l Log) {
+	switch l.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		r.check(false, "log.level", l.Level, "debug, info, warn or error")
+	}
+	r.check(l.Format == "json" || l.Format == "console", "log.format", l.Format, "json or console")
+}
+
+func (r *rules) cluster(key string, c Cluster) {
+	r.check(c.QPS > 0, key+".qps", c.QPS, "above 0")
+	r.check(c.Burst > 0, key+".burst", c.Burst, "above 0")
+}
+
+func (r *rules) hostPort(key, value string) {
+	host, port, err := net.SplitHostPort(value)
+	r.check(err == nil && host != "" && port != "", key, value, "host:port")
+}
+
+func (r *rules) positive(key string, q resource.Quantity) {
+	r.check(q.Sign() > 0, key, q.String(), "above 0")
+}
+
+func (r *rules) atLeast(key string, q resource.Quantity, least int64) {
+	r.check(q.Value() >= least, key, q.String(), fmt.Sprintf("at least %d bytes", least))
+}
+
+func (r *rules) duration(key string, d metav1.Duration) {
+	r.check(d.Duration > 0, key, d.Duration, "above 0")
+}
+
+func isLoopback(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return false
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}

@@ -1,0 +1,106 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/wisp-serving/wisp/config"
+)
+
+// TestExamplesAreTheDefaults keeps the documented settings true: every key is
+// there, and has the code's value.
+func TestExamplesAreTheDefaults(t *testing.T) {
+	tests := map[string]any{
+		"node.yaml":       config.DefaultNode(),
+		"gateway.yaml":    config.DefaultGateway(),
+		"autoscaler.yaml": config.DefaultAutoscaler(),
+	}
+	for file, defaults := range tests {
+		t.Run(file, func(t *testing.T) {
+			text, err := os.ReadFile(filepath.Join("example", file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got map[string]any
+			if err := yaml.Unmarshal(text, &got); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(asMap(t, defaults), got); diff != "" {
+				t.Errorf("example and defaults differ (-default +example):\n%s", diff)
+			}
+		})
+	}
+}
+
+func asMap(t *testing.T, v any) map[string]any {
+	t.Helper()
+	text, err := yaml.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := yaml.Unmarshal(text, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestLoad(t *testing.T) {
+	load := map[string]func(string) error{
+		"node":       func(path string) error { _, err := config.LoadNode(path); return err },
+		"gateway":    func(path string) error { _, err := config.LoadGateway(path); return err },
+		"autoscaler": func(path string) error { _, err := config.LoadAutoscaler(path); return err },
+	}
+	tests := []struct {
+		name, role, text string
+		want             []string // parts of the error; none: no error
+	}{
+		{"empty file is the defaults", "node", "", nil},
+		{"unknown key", "node", "nmae: x", []string{`unknown field "nmae"`}},
+		{"not yaml", "autoscaler", "{", []string{"parse settings"}},
+		{"address with port", "node", "address: 127.0.0.1:80", []string{"address = 127.0.0.1:80, must be an IP address without a port"}},
+		{"every broken rule is named", "node", "name: ''\nautoscaler: http://x", []string{"name = ", "autoscaler = http://x, must be a ws://host:port URL"}},
+		{"registry with scheme", "node", "insecureRegistries: ['http://r']", []string{"insecureRegistries = http://r, must be"}},
+		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 65536 bytes"}},
+		{"admin in the open", "gateway", "envoy: {adminAddress: '0.0.0.0:9901'}", []string{"envoy.adminAddress = 0.0.0.0:9901, must be a loopback address"}},
+		{"one listener for both", "gateway", "envoy: {internalAddress: '127.0.0.1:8080'}", []string{"envoy.internalAddress = 127.0.0.1:8080, must be another address"}},
+		{"long socket path", "gateway", "xdsSocket: /" + strings.Repeat("a", 107), []string{"must be an absolute path of at most 107 bytes"}},
+		{"no namespace", "autoscaler", "systemNamespace: ''", []string{"systemNamespace = , must be a namespace"}},
+		{"bad level", "autoscaler", "log: {level: loud}", []string{"log.level = loud, must be debug, info, warn or error"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "settings.yaml")
+			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := load[test.role](path)
+			if len(test.want) == 0 {
+				if err != nil {
+					t.Fatalf("got error %v, want none", err)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatalf("got no error, want one with %q", test.want)
+			}
+			for _, want := range append(test.want, path) {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got error %q, want it to contain %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestLoadMissingFile(t *testing.T) {
+	_, err := config.LoadNode(filepath.Join(t.TempDir(), "nothing.yaml"))
+	if err == nil || !strings.Contains(err.Error(), "nothing.yaml") {
+		t.Fatalf("got %v, want an error that names the file", err)
+	}
+}
