@@ -1,0 +1,39 @@
+// Package api is the leaf that the packages under runtime share: the errors on
+// which their callers branch. It starts nothing and imports nothing of Wisp.
+package api
+
+import "errors"
+
+var (
+	// ErrImagePull means that an image could not be had from its registry:
+	// unknown there, refused, unreachable or not what its digest says. A later
+	// attempt may succeed.
+	ErrImagePull = errors.New("image pull")
+	// ErrUnusable means that what was found can never run here: not a wasm
+	// image, a broken module, an unknown import, an unknown ABI. The same input
+	// always gives the same error.
+	ErrUnusable = errors.New("unusable")
+)
+
+// Unusable marks err as ErrUnusable without changing its text. It returns nil
+// for nil.
+func Unusable(err error) error { return mark(err, ErrUnusable) }
+
+// ImagePull marks err as ErrImagePull without changing its text. It returns nil
+// for nil.
+func ImagePull(err error) error { return mark(err, ErrImagePull) }
+
+func mark(err, kind error) error {
+	if err == nil {
+		return nil
+	}
+	return &marked{error: err, kind: kind}
+}
+
+// marked is an error with a kind for errors.Is beside its own chain.
+type marked struct {
+	error
+	kind error
+}
+
+func (m *marked) Unwrap() []error { return []error{m.error, m.kind} }

@@ -1,0 +1,24 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+)
+
+func TestMarks(t *testing.T) {
+	cause := fmt.Errorf("pull x: %w", fs.ErrNotExist)
+	for kind, mark := range map[error]func(error) error{ErrImagePull: ImagePull, ErrUnusable: Unusable} {
+		err := fmt.Errorf("start y: %w", mark(cause))
+		if !errors.Is(err, kind) || !errors.Is(err, fs.ErrNotExist) || err.Error() != "start y: pull x: file does not exist" {
+			t.Errorf("%v: got %q", kind, err)
+		}
+		if errors.Is(ImagePull(cause), ErrUnusable) || errors.Is(Unusable(cause), ErrImagePull) {
+			t.Error("one mark is the other")
+		}
+		if mark(nil) != nil {
+			t.Error("nil became an error")
+		}
+	}
+}

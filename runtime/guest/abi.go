@@ -1,0 +1,45 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/wisp-serving/wisp/runtime/api"
+)
+
+// ABIArgv is the name of the ABI whose requests are argument lists.
+const ABIArgv = "argv"
+
+// ErrClosed ends calls whose pod is going away.
+var ErrClosed = errors.New("the function is shutting down")
+
+// Runner runs one call; its errors are those of Command.Run and others.
+type Runner func(context.Context, Call) error
+
+// Limits bound what one request may bring and get. All are above 0.
+type Limits struct {
+	// Body bounds a request's body in bytes.
+	Body int
+	// Args bounds the number of a request's arguments and ArgBytes their bytes
+	// together.
+	Args, ArgBytes int
+	// Output bounds an answer in bytes.
+	Output int
+}
+
+// DefaultLimits returns Limits for answers of at most output bytes. A guest's
+// arguments get about the room that Linux gives a process.
+func DefaultLimits(output int) Limits {
+	return Limits{Body: 2 << 20, Args: 16 << 10, ArgBytes: 1 << 20, Output: output}
+}
+
+// NewHandler returns the handler that answers requests by way of abi with what
+// run does. An unknown ABI is api.ErrUnusable.
+func NewHandler(abi string, run Runner, limits Limits) (http.Handler, error) {
+	if abi != ABIArgv {
+		return nil, api.Unusable(fmt.Errorf("abi = %q, must be %s", abi, ABIArgv))
+	}
+	return newArgv(run, limits), nil
+}

@@ -1,0 +1,262 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/wisp-serving/wisp/runtime/api"
+)
+
+const (
+	// maxManifest bounds a manifest or index; registries are only asked to take
+	// 4 MiB (distribution-spec, "Pushing Manifests").
+	maxManifest = 4 << 20
+	// maxConfig bounds an image's config.
+	maxConfig = 1 << 20
+	// maxLayers is what container runtimes take.
+	maxLayers = 128
+)
+
+// parseReference reads a reference as docker does: no registry means Docker
+// Hub, no tag means latest.
+func parseReference(ref string, insecure []string) (name.Reference, error) {
+	parsed, err := name.ParseReference(ref)
+	if err == nil && slices.Contains(insecure, parsed.Context().RegistryStr()) {
+		parsed, err = name.ParseReference(ref, name.Insecure)
+	}
+	if err != nil {
+		return nil, api.Unusable(fmt.Errorf("image name: %w", err))
+	}
+	return parsed, nil
+}
+
+// newTransport returns the connections of one Store or one Push.
+func newTransport() *http.Transport {
+	t := remote.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = 30 * time.Second
+	return t
+}
+
+// boundManifests lets no response to a request for a manifest be longer than
+// maxManifest. go-containerregistry would read 100 MiB.
+type boundManifests struct{ http.RoundTripper }
+
+func (b boundManifests) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.RoundTripper.RoundTrip(r)
+	if err == nil && strings.Contains(r.URL.Path, "/manifests/") {
+		resp.Body = http.MaxBytesReader(nil, resp.Body, maxManifest)
+	}
+	return resp, err
+}
+
+// options are those of each call to a registry. Pulls are anonymous: whatever
+// credentials the node's own user has aren't its pods' to use.
+func (s *Store) options(ctx context.Context) []remote.Option {
+	return []remote.Option{
+		remote.WithContext(ctx),
+		remote.WithTransport(boundManifests{s.transport}),
+		remote.WithRetryBackoff(remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}),
+	}
+}
+
+// resolve returns the digest that ref names now.
+func (s *Store) resolve(ctx context.Context, ref name.Reference) (v1.Hash, error) {
+	if d, ok := ref.(name.Digest); ok {
+		return v1.NewHash(d.DigestStr())
+	}
+	head, err := remote.Head(ref, s.options(ctx)...)
+	if err == nil {
+		return head.Digest, nil
+	}
+	// HEAD is cheap, but some registries answer it without a digest, and none
+	// can give a reason with it.
+	whole, err := remote.Get(ref, s.options(ctx)...)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	return whole.Digest, nil
+}
+
+// fetch downloads what ref names into the store.
+func (s *Store) fetch(ctx context.Context, ref name.Digest) (Image, error) {
+	desc, err := remote.Get(ref, s.options(ctx)...)
+	if err != nil {
+		return Image{}, err
+	}
+	image, err := wasmImage(desc)
+	if err != nil {
+		return Image{}, err
+	}
+	manifest, err := image.Manifest()
+	if err != nil {
+		return Image{}, &contentError{err}
+	}
+	if err := s.checkManifest(manifest); err != nil {
+		return Image{}, &contentError{err}
+	}
+	raw, err := image.RawConfigFile()
+	if err != nil {
+		return Image{}, fmt.Errorf("config: %w", err)
+	}
+	config, err := v1.ParseConfigFile(bytes.NewReader(raw))
+	if err != nil {
+		return Image{}, &contentError{fmt.Errorf("config: %w", err)}
+	}
+	img, err := describe(config.Config)
+	if err != nil {
+		return Image{}, &contentError{err}
+	}
+	img.Digest = ref.DigestStr()
+	for _, layer := range slices.Backward(manifest.Layers) {
+		at, err := s.fetchLayer(image, layer.Digest, &img)
+		switch {
+		case err != nil:
+			return Image{}, fmt.Errorf("layer %s: %w", layer.Digest, err)
+		case at == present:
+			return img, nil
+		case at == removed:
+			return Image{}, notFound(config)
+		}
+	}
+	return Image{}, notFound(config)
+}
+
+func notFound(c *v1.ConfigFile) error {
+	argv := append(append([]string{}, c.Config.Entrypoint...), c.Config.Cmd...)
+	return &contentError{fmt.Errorf("entrypoint %q not found in image (platform %s/%s)", argv[0], c.OS, c.Architecture)}
+}
+
+// wasmImage returns the image that desc is, or the wasm one of the index that
+// it is.
+func wasmImage(desc *remote.Descriptor) (v1.Image, error) {
+	switch {
+	case desc.MediaType.IsImage():
+		return desc.Image()
+	case desc.MediaType.IsIndex():
+		index, err := desc.ImageIndex()
+		if err != nil {
+			return nil, err
+		}
+		manifest, err := index.IndexManifest()
+		if err != nil {
+			return nil, &contentError{err}
+		}
+		entry, err := selectEntry(manifest.Manifests)
+		if err != nil {
+			return nil, &contentError{err}
+		}
+		return index.Image(entry.Digest)
+	default:
+		return nil, &contentError{fmt.Errorf("not a wasm image: media type %q", desc.MediaType)}
+	}
+}
+
+// selectEntry returns the entry of an index that is for wasm, or its only one.
+func selectEntry(entries []v1.Descriptor) (v1.Descriptor, error) {
+	platforms := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if !e.MediaType.IsImage() {
+			continue
+		}
+		if p := e.Platform; p != nil {
+			if p.Architecture == "wasm" && (p.OS == "wasip1" || p.OS == "wasi") {
+				return e, nil
+			}
+			platforms = append(platforms, p.OS+"/"+p.Architecture)
+		}
+	}
+	if len(entries) == 1 && entries[0].MediaType.IsImage() {
+		return entries[0], nil
+	}
+	return v1.Descriptor{}, fmt.Errorf("not a wasm image: no entry of %d is for wasip1/wasm or wasi/wasm, found %s",
+		len(entries), strings.Join(platforms, ", "))
+}
+
+// checkManifest checks all that the manifest says about sizes and types before
+// any of it is fetched. Sizes are what the fetched bytes are held to later.
+func (s *Store) checkManifest(m *v1.Manifest) error {
+	if size := m.Config.Size; size < 0 || size > maxConfig {
+		return fmt.Errorf("config of %d bytes, must be at most %d", size, maxConfig)
+	}
+	if n := len(m.Layers); n == 0 || n > maxLayers {
+		return fmt.Errorf("not a wasm image: %d layers, must be 1 to %d", n, maxLayers)
+	}
+	left := s.moduleSize
+	for _, layer := range m.Layers {
+		if !isFileSystem(layer.MediaType) {
+			return fmt.Errorf("not a wasm image: layer media type %q", layer.MediaType)
+		}
+		if layer.Size < 0 || layer.Size > left {
+			return fmt.Errorf("layer %s of %d bytes: layers must be at most guest.moduleSize = %d bytes together", layer.Digest, layer.Size, s.moduleSize)
+		}
+		left -= layer.Size
+	}
+	return nil
+}
+
+// isFileSystem reports whether a layer of type t is a tar archive that its own
+// registry holds. Foreign layers name other servers to fetch from.
+func isFileSystem(t types.MediaType) bool {
+	switch t {
+	case types.DockerLayer, types.DockerUncompressedLayer, types.OCILayer, types.OCIUncompressedLayer, types.OCILayerZStd:
+		return true
+	}
+	return false
+}
+
+// tarOverhead is what a layer may unpack to beyond its module: tar's headers,
+// the module's padding, small files beside it.
+const tarOverhead = 1 << 20
+
+// fetchLayer downloads a layer, checks it against its digest, and, if it holds
+// the module at img.ModulePath, puts that into the store and describes it in img.
+func (s *Store) fetchLayer(image v1.Image, digest v1.Hash, img *Image) (presence, error) {
+	layer, err := image.LayerByDigest(digest)
+	if err != nil {
+		return absent, err
+	}
+	content, err := layer.Uncompressed()
+	if err != nil {
+		return absent, err
+	}
+	defer content.Close()
+	stream := &bounded{r: content, left: s.moduleSize + tarOverhead, limit: s.moduleSize}
+
+	incoming, err := s.create()
+	if err != nil {
+		return absent, err
+	}
+	defer incoming.discard()
+	at, err := findFile(stream, img.ModulePath, func(module io.Reader) error {
+		err := incoming.fill(&bounded{r: module, left: s.moduleSize, limit: s.moduleSize})
+		if err != nil {
+			return fmt.Errorf("entrypoint %q: %w", img.ModulePath, err)
+		}
+		return nil
+	})
+	if broken := new(contentError); err != nil && !errors.As(err, &broken) {
+		return absent, err
+	}
+	// Only the end of the stream proves the digest, so that comes before what
+	// the content seemed to be.
+	if _, unread := io.Copy(io.Discard, stream); unread != nil {
+		return absent, unread
+	}
+	if err != nil || at != present {
+		return at, err
+	}
+	img.ModuleDigest, img.ModuleSize, err = incoming.keep()
+	return present, err
+}

@@ -1,0 +1,174 @@
+// Package runtime runs wasm modules from OCI images inside this process.
+//
+// It is a facade over the packages under it, which the provider calls and
+// nobody else:
+//
+//	oci       reference → verified module bytes on disk
+//	modcache  digest → compiled module
+//	guest     ABI ⇄ instance
+//	sandbox   one container: settings, running instances, log
+//	api       the errors that they share
+//
+// It knows no Kubernetes. A guest runs on the goroutine of its request. What a
+// guest can and can't do to the process today is in RATIONALE.md; until modules
+// are metered, nothing untrusted may run here.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/modcache"
+	"github.com/wisp-serving/wisp/runtime/oci"
+	"github.com/wisp-serving/wisp/runtime/sandbox"
+)
+
+// The errors on which a caller branches, by errors.Is. Errors that are neither
+// are the machine's (a full disk) or a context's.
+var (
+	// ErrImagePull: the image can't be had now; a later attempt may succeed.
+	ErrImagePull = api.ErrImagePull
+	// ErrUnusable: the image or module can never run here.
+	ErrUnusable = api.ErrUnusable
+)
+
+// Config says where a Runtime keeps its files and what its guests may use.
+type Config struct {
+	// DataDir holds pulled modules and compiled code, in folders that only this
+	// user can read. One Runtime at a time may use it.
+	DataDir string
+	// Guest bounds what one guest may use.
+	Guest config.Guest
+	// InsecureRegistries are registry hosts (host or host:port) reached by
+	// plain HTTP. Loopback registries always are.
+	InsecureRegistries []string
+	// Log is required.
+	Log *zap.SugaredLogger
+}
+
+// Runtime pulls, compiles and runs modules. It is safe for concurrent use.
+type Runtime struct {
+	limits  guest.Limits
+	log     *zap.SugaredLogger
+	store   *oci.Store
+	modules *modcache.Cache
+
+	mu        sync.Mutex
+	closed    bool
+	starting  sync.WaitGroup // Starts under way
+	sandboxes map[*sandbox.Sandbox]struct{}
+}
+
+// New returns a Runtime over cfg.DataDir.
+func New(cfg Config) (*Runtime, error) {
+	if cfg.Log == nil {
+		return nil, errors.New("new runtime: Log is required")
+	}
+	store, err := oci.NewStore(oci.StoreConfig{
+		Dir:                filepath.Join(cfg.DataDir, "images"),
+		ModuleSize:         cfg.Guest.ModuleSize.Value(),
+		InsecureRegistries: cfg.InsecureRegistries,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("new runtime: %w", err)
+	}
+	modules, err := modcache.New(modcache.Config{
+		Dir:     filepath.Join(cfg.DataDir, "compiled"),
+		Modules: cfg.Guest.CompiledModules,
+		Memory:  cfg.Guest.Memory.Value(),
+		Load:    store.Module,
+	})
+	if err != nil {
+		store.Close()
+		return nil, fmt.Errorf("new runtime: %w", err)
+	}
+	return &Runtime{
+		limits:    guest.DefaultLimits(int(cfg.Guest.OutputSize.Value())),
+		log:       cfg.Log,
+		store:     store,
+		modules:   modules,
+		sandboxes: map[*sandbox.Sandbox]struct{}{},
+	}, nil
+}
+
+// Pull returns the image that ref names, a tag or a digest, with its module in
+// the store; see oci.Store.Pull. An error is ErrUnusable, ErrImagePull, or ctx's.
+func (r *Runtime) Pull(ctx context.Context, ref string) (oci.Image, error) {
+	return r.store.Pull(ctx, ref)
+}
+
+var errClosed = errors.New("the runtime is closed")
+
+// Start compiles the module of spec unless that was done before, tries one
+// instance without running it, and returns a sandbox that takes requests. The
+// caller closes the sandbox. What can never work is ErrUnusable; a module that
+// isn't in the store is ErrImagePull.
+func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbox, error) {
+	if !r.begin() {
+		return nil, fmt.Errorf("start %s: %w", spec.ID, errClosed)
+	}
+	defer r.starting.Done()
+	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sandboxes[s] = struct{}{}
+	return s, nil
+}
+
+func (r *Runtime) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.starting.Add(1)
+	return true
+}
+
+func (r *Runtime) forget(s *sandbox.Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sandboxes, s)
+}
+
+// Close ends pulls, closes every sandbox that is left (see Sandbox.Close) and
+// frees the rest. It waits for starts and compilations under way, which ctx
+// doesn't cut short. Only the first call does anything.
+func (r *Runtime) Close(ctx context.Context) error {
+	r.mu.Lock()
+	first := !r.closed
+	r.closed = true
+	r.mu.Unlock()
+	if !first {
+		return nil
+	}
+	r.store.Close()
+	r.starting.Wait()
+	return errors.Join(r.closeSandboxes(ctx), r.modules.Close())
+}
+
+func (r *Runtime) closeSandboxes(ctx context.Context) error {
+	r.mu.Lock()
+	left := slices.Collect(maps.Keys(r.sandboxes))
+	r.mu.Unlock()
+	errs := make([]error, len(left))
+	var closing sync.WaitGroup
+	for i, s := range left {
+		closing.Go(func() { errs[i] = s.Close(ctx) })
+	}
+	closing.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,194 @@
+// Package sandbox is one container as the runtime sees it: which module it
+// runs, with what settings, and the instances that run now.
+//
+// A Sandbox is an http.Handler that answers each request with a fresh instance.
+// It isn't the container's life: restarts, probes and status are its caller's.
+// It owns no goroutine while nothing is logged; while guests write to standard
+// error, one carries their lines to the log, so that a slow log doesn't slow an
+// answer.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/modcache"
+)
+
+// Spec says what one container runs and how it is called.
+type Spec struct {
+	// ID names the container in errors and logs.
+	ID string
+	// Module is the digest of a pulled module, "sha256:<hex>".
+	Module string
+	// Argv0 is the guest's argv[0], by convention the module's file name.
+	Argv0 string
+	// Args follow Argv0, before what a request brings.
+	Args []string
+	// Env holds "KEY=value" entries.
+	Env []string
+	// ABI says how a request reaches the guest: argv.
+	ABI string
+	// Log takes what guests write to standard error: one whole line, of at most
+	// 16 KiB and its line break, for each Write, one Write after another. While
+	// a Write blocks, lines wait, and beyond 1 MiB they are dropped and counted.
+	// nil drops all.
+	Log io.Writer
+}
+
+// Deps is what sandboxes share.
+type Deps struct {
+	// Modules has or makes the compiled modules.
+	Modules *modcache.Cache
+	// Limits bound requests and answers.
+	Limits guest.Limits
+	// Log is the node's own log.
+	Log *zap.SugaredLogger
+	// OnClose, unless nil, is called once when a Close has ended.
+	OnClose func(*Sandbox)
+}
+
+// Sandbox is one container. It is safe for concurrent use.
+type Sandbox struct {
+	spec    Spec
+	deps    Deps
+	command *guest.Command
+	handler http.Handler
+	lines   *lineQueue
+
+	// stopping ends what runs when Close has waited long enough.
+	stopping context.Context
+	stop     context.CancelCauseFunc
+
+	mu      sync.Mutex
+	closed  bool
+	running int
+	idle    chan struct{} // closed when closed && running == 0
+	once    sync.Once     // of OnClose
+}
+
+// New compiles the module of spec unless that was done before, tries one
+// instance without running it, and returns a sandbox that takes requests. What
+// can never work is api.ErrUnusable.
+func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
+	s := &Sandbox{spec: spec, deps: deps, lines: newLineQueue(spec.Log), idle: make(chan struct{})}
+	var err error
+	if s.handler, err = guest.NewHandler(spec.ABI, s.run, deps.Limits); err != nil {
+		return nil, s.named(err)
+	}
+	s.command, err = guest.NewCommand(guest.CommandConfig{
+		Argv0:  spec.Argv0,
+		Args:   spec.Args,
+		Env:    spec.Env,
+		Stderr: s.lines.add,
+	})
+	if err != nil {
+		return nil, s.named(err)
+	}
+	module, err := deps.Modules.Get(ctx, spec.Module)
+	if err != nil {
+		return nil, s.named(err)
+	}
+	defer module.Release()
+	if err := s.command.Try(ctx, module); err != nil {
+		return nil, s.named(err)
+	}
+	s.stopping, s.stop = context.WithCancelCause(context.Background())
+	return s, nil
+}
+
+func (s *Sandbox) named(err error) error { return fmt.Errorf("start %s: %w", s.spec.ID, err) }
+
+// ServeHTTP answers one request with a fresh instance. The request's context
+// bounds the guest: at its deadline the answer is 504. After Close the answer is
+// 503.
+func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// run is the guest.Runner of the sandbox. Only what is in here counts as
+// running: a client who sends or reads slowly can't delay Close.
+func (s *Sandbox) run(ctx context.Context, call guest.Call) error {
+	if !s.begin() {
+		return guest.ErrClosed
+	}
+	defer s.end()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopping, func() { cancel(guest.ErrClosed) })()
+
+	module, err := s.deps.Modules.Get(ctx, s.spec.Module)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		s.deps.Log.Errorw("function not run", "container", s.spec.ID, "error", err)
+		return err
+	}
+	err = s.command.Run(ctx, module, call)
+	if trap := new(guest.TrapError); errors.As(err, &trap) {
+		for line := range strings.SplitSeq(trap.Trap.Error(), "\n") {
+			s.lines.add([]byte(line))
+		}
+	}
+	return err
+}
+
+func (s *Sandbox) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.running++
+	return true
+}
+
+func (s *Sandbox) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	if s.closed && s.running == 0 {
+		close(s.idle)
+	}
+}
+
+// Close takes no new requests, waits for the running ones until ctx ends, then
+// stops those that are left and waits for them and for the log. It returns
+// ctx's error if it had to stop any. It is safe to call again, and at once; each
+// call waits.
+func (s *Sandbox) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		if s.running == 0 {
+			close(s.idle)
+		}
+	}
+	s.mu.Unlock()
+
+	var err error
+	select {
+	case <-s.idle:
+	case <-ctx.Done():
+		select {
+		case <-s.idle: // both: nothing to stop
+		default:
+			err = fmt.Errorf("close %s: requests were stopped: %w", s.spec.ID, ctx.Err())
+			s.stop(guest.ErrClosed)
+			<-s.idle
+		}
+	}
+	s.stop(nil) // frees the context
+	s.lines.wait()
+	if s.deps.OnClose != nil {
+		s.once.Do(func() { s.deps.OnClose(s) })
+	}
+	return err
+}
