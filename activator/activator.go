@@ -1,0 +1,226 @@
+// Package activator is the node's request path: it takes a request for a
+// revision, finds or makes a slot for it, and hands it to the function.
+//
+// It knows no wasm and no Kubernetes objects. Whoever runs functions (the
+// provider) adds and removes targets, each an http.Handler; the activator calls
+// the Config's StartEarly when a request meets a revision without one. What a
+// revision is (its limits, whether it exists) it asks of Revisions.
+//
+// It plays the part of two of Knative's processes: the activator, which holds
+// requests for revisions without pods, and the queue-proxy in each pod, which
+// limits concurrency and time and counts requests. See RATIONALE.md.
+//
+// Goroutines, all joined by Run: the HTTP server's, one early start at a time
+// per revision, and the stat reporter.
+package activator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/serving/pkg/autoscaler/metrics"
+)
+
+// DefaultQueueDepth is how many requests may wait for one revision, as in
+// Knative's activator (serving pkg/activator/net/throttler.go).
+const DefaultQueueDepth = 10_000
+
+// Revision is what the request path must know of a revision.
+type Revision struct {
+	types.NamespacedName
+	UID types.UID
+	// Concurrency is spec.containerConcurrency: the most requests that one pod
+	// handles at a time. 0 means any number.
+	Concurrency int
+	// Timeout is spec.timeoutSeconds: the longest that a request may take.
+	Timeout time.Duration
+}
+
+// Revisions tells which revisions exist. It must answer without blocking.
+type Revisions interface {
+	Get(types.NamespacedName) (Revision, bool)
+}
+
+// Config is what New needs. All fields but QueueDepth are required.
+type Config struct {
+	// Addr is the host:port to listen on; HTTP/1.1 and h2c share it.
+	Addr string
+	// NodeName names this node in the stats it reports.
+	NodeName  string
+	Revisions Revisions
+	// StartEarly starts a revision's function ahead of its Pod and adds it as
+	// a target before it returns. It is called with a context that ends with
+	// Run, at most once at a time per revision.
+	StartEarly func(context.Context, Revision) error
+	// Report takes one second's stats, or a single one at once when a request
+	// meets a revision without targets. It must not block.
+	Report func([]metrics.StatMessage)
+	// QueueDepth is how many requests may wait per revision; 0 means
+	// DefaultQueueDepth.
+	QueueDepth int
+	// QueueTimeout bounds how long a request may wait for a slot.
+	QueueTimeout time.Duration
+	// DrainTimeout bounds how long Run waits for running requests at its end.
+	DrainTimeout time.Duration
+	Log          *zap.SugaredLogger
+}
+
+func (c Config) validate() error {
+	switch {
+	case c.Addr == "":
+		return errors.New("activator: Addr is empty, must be host:port")
+	case c.NodeName == "":
+		return errors.New("activator: NodeName is empty")
+	case c.Revisions == nil, c.StartEarly == nil, c.Report == nil, c.Log == nil:
+		return errors.New("activator: Revisions, StartEarly, Report and Log must be set")
+	case c.QueueDepth < 0:
+		return fmt.Errorf("activator: QueueDepth = %d, must not be negative", c.QueueDepth)
+	case c.QueueTimeout <= 0, c.DrainTimeout <= 0:
+		return errors.New("activator: QueueTimeout and DrainTimeout must be above 0")
+	}
+	return nil
+}
+
+// Activator serves the requests of all revisions on this node. Its methods are
+// safe for concurrent use.
+type Activator struct {
+	cfg   Config
+	ready chan struct{}
+
+	mu        sync.RWMutex
+	revisions map[types.NamespacedName]*entry
+	// running is the context of early starts, nil outside Run; starts counts
+	// them. Both are guarded by mu, so that no start begins after Run waits.
+	running context.Context
+	starts  sync.WaitGroup
+}
+
+// entry is one revision's state on this node. It is made by the first request
+// or target and lives until Forget.
+type entry struct {
+	slots    *slots
+	load     *load
+	starting atomic.Bool
+}
+
+// New checks cfg. It starts nothing.
+func New(cfg Config) (*Activator, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if cfg.QueueDepth == 0 {
+		cfg.QueueDepth = DefaultQueueDepth
+	}
+	return &Activator{
+		cfg:       cfg,
+		ready:     make(chan struct{}),
+		revisions: make(map[types.NamespacedName]*entry),
+	}, nil
+}
+
+// Ready is closed when requests are being served.
+func (a *Activator) Ready() <-chan struct{} { return a.ready }
+
+// Add makes h a target of the revision: it takes up to concurrency requests at
+// a time (0: any number), from now until Remove. Requests that wait get it at
+// once. Adding an id again replaces its handler.
+func (a *Activator) Add(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler) {
+	a.entry(revision).slots.add(id, concurrency, h)
+}
+
+// Remove takes the target away: it gets no new request. Requests that it is
+// handling go on; ending them is its owner's affair. Removing an unknown id
+// does nothing.
+func (a *Activator) Remove(revision types.NamespacedName, id types.UID) {
+	a.mu.RLock()
+	e := a.revisions[revision]
+	a.mu.RUnlock()
+	if e != nil {
+		e.slots.remove(id)
+	}
+}
+
+// Run serves until ctx ends, then drains. It returns after every goroutine it
+// started has ended, and must be called once.
+func (a *Activator) Run(ctx context.Context) error {
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listen for requests on %s: %w", a.cfg.Addr, err)
+	}
+	srv := newServer(a)
+
+	g, ctx := errgroup.WithContext(ctx)
+	a.admitStarts(ctx)
+	g.Go(func() error {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve requests on %s: %w", a.cfg.Addr, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		return a.drain(context.WithoutCancel(ctx), srv)
+	})
+	g.Go(func() error {
+		a.reportEverySecond(ctx)
+		return nil
+	})
+	close(a.ready)
+	err = g.Wait()
+	a.joinStarts()
+	return err
+}
+
+// drain stops taking connections and waits for running requests, at most the
+// drain timeout; then it closes what is left.
+func (a *Activator) drain(ctx context.Context, srv *http.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.DrainTimeout)
+	defer cancel()
+	if err := srv.Shutdown(ctx); err != nil {
+		a.cfg.Log.Warnw("requests still running after the drain timeout are cut off", "timeout", a.cfg.DrainTimeout)
+		return srv.Close()
+	}
+	return nil
+}
+
+// newServer bounds what a peer can hold open: headers in time and size, idle
+// connections. Bodies are bounded by the revision's timeout and its ABI.
+func newServer(h http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           h,
+		Protocols:         protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+	}
+}
+
+// entry returns the revision's entry, made if need be.
+func (a *Activator) entry(key types.NamespacedName) *entry {
+	a.mu.RLock()
+	e := a.revisions[key]
+	a.mu.RUnlock()
+	if e != nil {
+		return e
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e := a.revisions[key]; e != nil {
+		return e
+	}
+	e = &entry{slots: newSlots(a.cfg.QueueDepth), load: newLoad(time.Now())}
+	a.revisions[key] = e
+	return e
+}
