@@ -1,0 +1,226 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/runtime/oci"
+)
+
+// template is a pod template as it was last admitted to this node: after the
+// cluster's admission has had its say, and known to start.
+type template struct {
+	spec  podspec.Spec
+	image oci.Image
+}
+
+// earlyStarts starts functions ahead of their Pods and hands them over. At most
+// one per revision runs so, for at most a lease.
+//
+// See RATIONALE.md "Why may a function start before its Pod exists?"
+type earlyStarts struct {
+	runtime Runtime
+	router  Router
+	lease   time.Duration
+	log     *zap.SugaredLogger
+
+	mu        sync.Mutex
+	templates map[types.UID]template // by revision UID
+	functions map[types.UID]*earlyFunction
+	lives     sync.WaitGroup
+	stopped   bool
+}
+
+// earlyFunction is a function without a Pod.
+type earlyFunction struct {
+	template template
+	// started is closed when the start is over; function is nil if it failed.
+	started  chan struct{}
+	function *function
+	// taken is closed when a Pod has adopted it or its revision is gone.
+	taken chan struct{}
+}
+
+func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, log *zap.SugaredLogger) *earlyStarts {
+	return &earlyStarts{
+		runtime:   runtime,
+		router:    router,
+		lease:     lease,
+		log:       log,
+		templates: make(map[types.UID]template),
+		functions: make(map[types.UID]*earlyFunction),
+	}
+}
+
+// admit remembers what the cluster has let run here.
+func (e *earlyStarts) admit(t template) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.templates[t.spec.RevisionUID] = t
+}
+
+// start runs the revision's function and adds it to the router. It fails if
+// nothing of the revision was admitted here, or if it must wait for its Pod.
+func (e *earlyStarts) start(ctx context.Context, revision types.NamespacedName, uid types.UID) error {
+	ef, err := e.begin(revision, uid)
+	if err != nil {
+		return err
+	}
+	f, err := e.run(ctx, ef.template)
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer close(ef.started)
+	if err != nil {
+		e.drop(ef)
+		return err
+	}
+	if e.stopped || e.functions[uid] != ef {
+		e.drop(ef)
+		e.lives.Go(func() { e.finish(revision, f) })
+		return fmt.Errorf("revision %s, or the node, goes away", revision)
+	}
+	ef.function = f
+	e.router.Add(revision, f.target, ef.template.spec.Concurrency, f)
+	e.lives.Go(func() { e.live(ef) })
+	return nil
+}
+
+// drop removes ef unless it was replaced; called with mu held.
+func (e *earlyStarts) drop(ef *earlyFunction) {
+	if uid := ef.template.spec.RevisionUID; e.functions[uid] == ef {
+		delete(e.functions, uid)
+	}
+}
+
+// begin reserves the revision's place.
+func (e *earlyStarts) begin(revision types.NamespacedName, uid types.UID) (*earlyFunction, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t, ok := e.templates[uid]
+	switch {
+	case e.stopped:
+		return nil, errors.New("the node is stopping")
+	case !ok:
+		return nil, fmt.Errorf("no pod of revision %s has run on this node yet", revision)
+	case !t.spec.EarlyStart:
+		return nil, fmt.Errorf("revision %s asks to wait for its pod", revision)
+	case e.functions[uid] != nil:
+		return nil, fmt.Errorf("revision %s is already starting", revision)
+	}
+	ef := &earlyFunction{template: t, started: make(chan struct{}), taken: make(chan struct{})}
+	e.functions[uid] = ef
+	return ef, nil
+}
+
+func (e *earlyStarts) run(ctx context.Context, t template) (*function, error) {
+	revision := t.spec.Revision
+	id := "early/" + revision.String() + "/" + string(t.spec.RevisionUID)
+	log := guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)}
+	sb, err := e.runtime.Start(ctx, sandboxSpec(id, t.image, t.spec, log))
+	if err != nil {
+		return nil, fmt.Errorf("start revision %s: %w", revision, err)
+	}
+	return &function{Sandbox: sb, target: types.UID(id), imageID: t.image.Reference}, nil
+}
+
+// live holds the function until a Pod takes it or the lease ends.
+func (e *earlyStarts) live(ef *earlyFunction) {
+	timer := time.NewTimer(e.lease)
+	defer timer.Stop()
+	select {
+	case <-ef.taken:
+		return
+	case <-timer.C:
+	}
+	if e.take(ef) {
+		e.log.Infow("no pod came for a function that was started ahead: it ends", "key", ef.template.spec.Revision.String(), "lease", e.lease)
+		e.finish(ef.template.spec.Revision, ef.function)
+	}
+}
+
+// adopt hands the function that runs ahead of this pod over to it, nil if there
+// is none of its template. It waits for a start in progress, so that one start
+// serves both. The function stays in the router throughout.
+func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
+	e.mu.Lock()
+	ef := e.functions[spec.RevisionUID]
+	e.mu.Unlock()
+	if ef == nil || ef.template.spec.TemplateHash != spec.TemplateHash {
+		return nil
+	}
+	select {
+	case <-ef.started:
+	case <-ctx.Done():
+		return nil
+	}
+	if ef.function == nil || !e.take(ef) {
+		return nil
+	}
+	return ef.function
+}
+
+// take makes the caller the owner of ef's function, once.
+func (e *earlyStarts) take(ef *earlyFunction) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	uid := ef.template.spec.RevisionUID
+	if e.functions[uid] != ef {
+		return false
+	}
+	delete(e.functions, uid)
+	close(ef.taken)
+	return true
+}
+
+// forget drops a deleted revision: its template and what runs ahead of a Pod.
+func (e *earlyStarts) forget(uid types.UID) {
+	e.mu.Lock()
+	ef := e.functions[uid]
+	delete(e.templates, uid)
+	e.mu.Unlock()
+	e.endEarly(ef)
+}
+
+// endEarly ends ef's function unless a Pod has it.
+func (e *earlyStarts) endEarly(ef *earlyFunction) {
+	if ef == nil || !e.take(ef) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if f := ef.function; f != nil {
+		e.lives.Go(func() { e.finish(ef.template.spec.Revision, f) })
+	}
+}
+
+// stop ends every function without a Pod and waits for their ends.
+func (e *earlyStarts) stop() {
+	e.mu.Lock()
+	e.stopped = true
+	var left []*earlyFunction
+	for _, ef := range e.functions {
+		left = append(left, ef)
+	}
+	e.mu.Unlock()
+	for _, ef := range left {
+		e.endEarly(ef)
+	}
+	e.lives.Wait()
+}
+
+// finish takes the function out of the router and lets its requests finish,
+// for as long again as the lease.
+func (e *earlyStarts) finish(revision types.NamespacedName, f *function) {
+	e.router.Remove(revision, f.target)
+	ctx, cancel := context.WithTimeout(context.Background(), e.lease)
+	defer cancel()
+	closeSandbox(ctx, f.Sandbox, e.log)
+}

@@ -1,0 +1,263 @@
+// Package provider presents a wasm node to Kubernetes, through virtual-kubelet:
+// it registers the Node, keeps its lease, and runs the pods bound to it as
+// sandboxes of package runtime.
+//
+// A pod's life is in pod.go, a function's start ahead of its Pod in early.go,
+// the node's own registration in node.go. What a Pod asks for is read by
+// podspec and what is reported of it is made by podstatus, both pure.
+//
+// Goroutines, all joined by Run: one per pod, one per function that runs ahead
+// of its Pod, and virtual-kubelet's controllers.
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/virtual-kubelet/virtual-kubelet/errdefs"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/runtime/oci"
+	"github.com/wisp-serving/wisp/runtime/sandbox"
+)
+
+// Runtime is what the provider needs of package runtime.
+type Runtime interface {
+	Pull(ctx context.Context, ref string) (oci.Image, error)
+	Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbox, error)
+}
+
+// Router is told which functions take requests on this node.
+type Router interface {
+	Add(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler)
+	Remove(revision types.NamespacedName, id types.UID)
+}
+
+// Config is what New needs; all fields are required.
+type Config struct {
+	Node config.Node
+	// Version is Wisp's own, shown as the kubelet's.
+	Version string
+	// Client acts as the kubelet, system:node:<name>.
+	Client  kubernetes.Interface
+	Runtime Runtime
+	Router  Router
+	Log     *zap.SugaredLogger
+}
+
+func (c Config) validate() error {
+	if c.Client == nil || c.Runtime == nil || c.Router == nil || c.Log == nil {
+		return errors.New("provider: Client, Runtime, Router and Log must be set")
+	}
+	return c.Node.Validate()
+}
+
+// Provider runs the node's pods. It implements virtual-kubelet's
+// PodLifecycleHandler and PodNotifier; its methods are safe for concurrent use.
+type Provider struct {
+	cfg      Config
+	early    *earlyStarts
+	recorder record.EventRecorder
+	ready    chan struct{}
+
+	mu     sync.Mutex
+	pods   map[types.UID]*pod
+	byName map[types.NamespacedName]*pod
+	notify func(*corev1.Pod)
+
+	// lister is the API's truth of this node's pods, set by Run before any pod.
+	lister corelisters.PodLister
+	// running is the context of pods; lives counts their goroutines.
+	running context.Context
+	lives   sync.WaitGroup
+}
+
+// New checks cfg. It starts nothing.
+func New(cfg Config) (*Provider, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	p := &Provider{
+		cfg:    cfg,
+		ready:  make(chan struct{}),
+		pods:   make(map[types.UID]*pod),
+		byName: make(map[types.NamespacedName]*pod),
+	}
+	p.early = newEarlyStarts(cfg.Runtime, cfg.Router, cfg.Node.EarlyStartLease.Duration, cfg.Log)
+	return p, nil
+}
+
+// Ready is closed when the Node is registered and pods are taken.
+func (p *Provider) Ready() <-chan struct{} { return p.ready }
+
+// CreatePod takes the pod and returns; its life goes on in a goroutine that
+// ends by DeletePod or with Run. It never fails: what is wrong with a pod is its
+// status to tell, and virtual-kubelet would try again and again.
+func (p *Provider) CreatePod(_ context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.pods[api.UID]; ok {
+		return nil
+	}
+	if p.running == nil || p.running.Err() != nil {
+		return nil // the node stops: its next start finds the pod in the API
+	}
+	ctx, end := context.WithCancelCause(p.running)
+	it := newPod(p, api, end)
+	p.pods[api.UID] = it
+	p.byName[nameOf(api)] = it
+	p.lives.Go(func() {
+		it.live(ctx)
+		p.forget(it)
+	})
+	return nil
+}
+
+// UpdatePod takes labels and annotations over.
+func (p *Provider) UpdatePod(ctx context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	it, ok := p.pods[api.UID]
+	p.mu.Unlock()
+	if !ok {
+		return p.CreatePod(ctx, api)
+	}
+	it.update(api)
+	return nil
+}
+
+// DeletePod begins the pod's end and returns. It may be called again, with a
+// shorter grace period. A pod that has ended, or that ended with an earlier
+// process of this node, only has its object left: that goes at once.
+func (p *Provider) DeletePod(ctx context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	it, ok := p.pods[api.UID]
+	p.mu.Unlock()
+	if !ok {
+		return p.removeFromAPI(ctx, nameOf(api), api.UID)
+	}
+	it.update(api)
+	it.delete(grace(api))
+	return nil
+}
+
+// GetPod returns the pod that runs under the name. One that has ended is not
+// found, nor is one whose name another pod has taken in the API: it ends.
+// virtual-kubelet compares pods without their UIDs, and would take the old one
+// for the new one.
+func (p *Provider) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	p.mu.Lock()
+	it, ok := p.byName[types.NamespacedName{Namespace: namespace, Name: name}]
+	p.mu.Unlock()
+	if !ok {
+		return nil, errdefs.NotFoundf("pod %s/%s does not run here", namespace, name)
+	}
+	if current, err := p.lister.Pods(namespace).Get(name); err == nil && current.UID != it.uid {
+		it.delete(grace(it.object()))
+		return nil, errdefs.NotFoundf("pod %s/%s (UID %s) does not run here", namespace, name, current.UID)
+	}
+	return it.object(), nil
+}
+
+// GetPodStatus returns the status of the pod that runs under the name.
+func (p *Provider) GetPodStatus(ctx context.Context, namespace, name string) (*corev1.PodStatus, error) {
+	api, err := p.GetPod(ctx, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Status, nil
+}
+
+// GetPods returns every pod that runs here.
+func (p *Provider) GetPods(context.Context) ([]*corev1.Pod, error) {
+	p.mu.Lock()
+	lives := make([]*pod, 0, len(p.pods))
+	for _, it := range p.pods {
+		lives = append(lives, it)
+	}
+	p.mu.Unlock()
+	pods := make([]*corev1.Pod, 0, len(lives))
+	for _, it := range lives {
+		pods = append(pods, it.object())
+	}
+	return pods, nil
+}
+
+// NotifyPods registers the callback for status changes. virtual-kubelet calls
+// it once, before any pod.
+func (p *Provider) NotifyPods(_ context.Context, callback func(*corev1.Pod)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.notify = callback
+}
+
+// StartEarly starts the revision's function ahead of its Pod, from what was
+// last admitted to this node, and adds it to the router before it returns.
+func (p *Provider) StartEarly(ctx context.Context, revision types.NamespacedName, uid types.UID) error {
+	return p.early.start(ctx, revision, uid)
+}
+
+// ForgetRevision ends what runs ahead of a Pod for a revision that was deleted,
+// and forgets how to start it.
+func (p *Provider) ForgetRevision(uid types.UID) { p.early.forget(uid) }
+
+// removeFromAPI deletes a pod's object at once, if it is still the pod of that
+// UID. virtual-kubelet would do so only after the full grace period, 300 s for
+// a revision's pod.
+func (p *Provider) removeFromAPI(ctx context.Context, name types.NamespacedName, uid types.UID) error {
+	options := metav1.NewDeleteOptions(0)
+	options.Preconditions = metav1.NewUIDPreconditions(string(uid))
+	err := p.cfg.Client.CoreV1().Pods(name.Namespace).Delete(ctx, name.Name, *options)
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("delete ended pod %s from the API: %w", name, err)
+	}
+	return nil
+}
+
+// forget removes an ended pod, unless another has taken its name.
+func (p *Provider) forget(it *pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.pods, it.uid)
+	if p.byName[it.name] == it {
+		delete(p.byName, it.name)
+	}
+}
+
+// publish hands a pod's status to virtual-kubelet, which writes it to the API
+// server.
+func (p *Provider) publish(api *corev1.Pod) {
+	p.mu.Lock()
+	notify := p.notify
+	p.mu.Unlock()
+	if notify != nil {
+		notify(api)
+	}
+}
+
+func nameOf(api *corev1.Pod) types.NamespacedName {
+	return types.NamespacedName{Namespace: api.Namespace, Name: api.Name}
+}
+
+// grace returns how long the pod's requests may run on.
+func grace(api *corev1.Pod) time.Duration {
+	seconds := api.DeletionGracePeriodSeconds
+	if seconds == nil {
+		seconds = api.Spec.TerminationGracePeriodSeconds
+	}
+	if seconds == nil {
+		return corev1.DefaultTerminationGracePeriodSeconds * time.Second
+	}
+	return time.Duration(*seconds) * time.Second
+}

@@ -1,0 +1,454 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	ktesting "k8s.io/client-go/testing"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/runtime"
+	"github.com/wisp-serving/wisp/runtime/oci"
+)
+
+func TestMain(m *testing.M) {
+	// OpenCensus, behind virtual-kubelet's tracing, starts one goroutine when
+	// it is linked in and has no way to end it.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+}
+
+// Modules in the binary format (WebAssembly core specification, chapter 5).
+var (
+	// emptyCommand is a WASI command that does nothing.
+	emptyCommand = []byte("\x00asm\x01\x00\x00\x00" +
+		"\x01\x04\x01\x60\x00\x00" + // one type: () -> ()
+		"\x03\x02\x01\x00" + // one function of it
+		"\x05\x03\x01\x00\x01" + // one memory of a page
+		"\x07\x13\x02\x06memory\x02\x00\x06_start\x00\x00" +
+		"\x0a\x04\x01\x02\x00\x0b")
+	// importsUnknown needs nowhere.fn.
+	importsUnknown = []byte("\x00asm\x01\x00\x00\x00" +
+		"\x01\x04\x01\x60\x00\x00" +
+		"\x02\x0e\x01\x07nowhere\x02fn\x00\x00" +
+		"\x03\x02\x01\x00" +
+		"\x05\x03\x01\x00\x01" +
+		"\x07\x13\x02\x06memory\x02\x00\x06_start\x00\x01" +
+		"\x0a\x04\x01\x02\x00\x0b")
+)
+
+// router records what the provider tells the request path.
+type router struct {
+	mu      sync.Mutex
+	targets map[types.UID]http.Handler
+	changes chan string
+}
+
+func (r *router) Add(_ types.NamespacedName, id types.UID, _ int, h http.Handler) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.targets[id] = h
+	r.changes <- "add " + string(id)
+}
+
+func (r *router) Remove(_ types.NamespacedName, id types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.targets, id)
+	r.changes <- "remove " + string(id)
+}
+
+// call sends a request to the only target.
+func (r *router) call(t *testing.T) int {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.targets) != 1 {
+		t.Fatalf("got %d targets, want 1", len(r.targets))
+	}
+	w := httptest.NewRecorder()
+	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader("{}"))
+	request.Header.Set("Content-Type", "application/json")
+	for _, h := range r.targets {
+		h.ServeHTTP(w, request)
+	}
+	return w.Code
+}
+
+// stand is a provider that runs on a fake API server, with a real runtime and a
+// real registry.
+type stand struct {
+	*Provider
+	client   *fake.Clientset
+	router   *router
+	registry string
+	stop     func()
+}
+
+func newStand(t *testing.T) *stand {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
+	t.Cleanup(server.Close)
+	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://")}
+	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
+	s.start(t)
+	return s
+}
+
+// checkPreconditions does what the API server does and the fake one doesn't: a
+// delete that names a UID spares a pod of another.
+func (s *stand) checkPreconditions(action ktesting.Action) (bool, k8sruntime.Object, error) {
+	a := action.(ktesting.DeleteActionImpl)
+	if a.DeleteOptions.Preconditions == nil || a.DeleteOptions.Preconditions.UID == nil {
+		return false, nil, nil
+	}
+	current, err := s.client.Tracker().Get(a.GetResource(), a.GetNamespace(), a.GetName())
+	if err != nil || current.(*corev1.Pod).UID == *a.DeleteOptions.Preconditions.UID {
+		return false, nil, nil
+	}
+	return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), a.GetName(), errors.New("another UID"))
+}
+
+// start starts a provider, as a node's process would.
+func (s *stand) start(t *testing.T) {
+	t.Helper()
+	log := zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)).Sugar()
+	cfg := config.DefaultNode()
+	cfg.DataDir = t.TempDir()
+	cfg.EarlyStartLease.Duration = time.Hour
+	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, Guest: cfg.Guest, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100)}
+	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if err := rt.Close(context.Background()); err != nil {
+			t.Errorf("close runtime: %v", err)
+		}
+	})
+	t.Cleanup(s.stop)
+	<-s.Ready()
+}
+
+// push puts a module into the registry and returns its reference.
+func (s *stand) push(t *testing.T, name string, module []byte) string {
+	t.Helper()
+	ref, err := oci.Push(t.Context(), oci.PushConfig{Reference: s.registry + "/" + name + ":v1", Module: module, FileName: name + ".wasm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+func (s *stand) pod(name string, uid types.UID, image string, edits ...func(*corev1.Pod)) *corev1.Pod {
+	grace := int64(300)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: name, UID: uid,
+			Labels: map[string]string{
+				"serving.knative.dev/revision":    "sort-00001",
+				"serving.knative.dev/revisionUID": "rev",
+				"pod-template-hash":               "hash",
+			},
+			Annotations: map[string]string{config.ABIAnnotation: "argv"},
+		},
+		Spec: corev1.PodSpec{
+			NodeName:                      s.cfg.Node.Name,
+			TerminationGracePeriodSeconds: &grace,
+			Containers:                    []corev1.Container{{Name: "user-container", Image: image}, {Name: "queue-proxy"}},
+		},
+	}
+	for _, edit := range edits {
+		edit(pod)
+	}
+	return pod
+}
+
+func (s *stand) create(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	if _, err := s.client.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// markDeleted does what the API server does for a delete with a grace period.
+func (s *stand) markDeleted(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	pods := s.client.CoreV1().Pods(pod.Namespace)
+	current, err := pods.Get(t.Context(), pod.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := metav1.Now()
+	current.DeletionTimestamp, current.DeletionGracePeriodSeconds = &now, pod.Spec.TerminationGracePeriodSeconds
+	if _, err := pods.Update(t.Context(), current, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// await watches until the pod of that name satisfies ok; nil stands for none.
+func (s *stand) await(t *testing.T, name string, what string, ok func(*corev1.Pod) bool) {
+	t.Helper()
+	pods := s.client.CoreV1().Pods("default")
+	w, err := pods.Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	for {
+		current, err := pods.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			current = nil
+		}
+		if ok(current) {
+			return
+		}
+		select {
+		case <-w.ResultChan():
+		case <-time.After(30 * time.Second):
+			t.Fatalf("pod %s is not %s; it is %+v", name, what, current)
+		}
+	}
+}
+
+func (s *stand) awaitReady(t *testing.T, name string) {
+	t.Helper()
+	s.await(t, name, "ready", isReady)
+}
+
+func (s *stand) awaitGone(t *testing.T, name string) {
+	t.Helper()
+	s.await(t, name, "gone", func(p *corev1.Pod) bool { return p == nil })
+}
+
+func isReady(p *corev1.Pod) bool {
+	if p == nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func (s *stand) expect(t *testing.T, want string) {
+	t.Helper()
+	if got := <-s.router.changes; got != want {
+		t.Fatalf("got %q told to the router, want %q", got, want)
+	}
+}
+
+func TestPodLife(t *testing.T) {
+	s := newStand(t)
+	pod := s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand))
+	s.create(t, pod)
+	s.awaitReady(t, "sort")
+	s.expect(t, "add uid-1")
+	if code := s.router.call(t); code != http.StatusOK {
+		t.Errorf("got %d from the function, want 200", code)
+	}
+	s.markDeleted(t, pod)
+	// The grace period is 300 s: the pod goes when it is quiet, not then.
+	s.awaitGone(t, "sort")
+	s.expect(t, "remove uid-1")
+}
+
+func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
+	s := newStand(t)
+	waiting := func(p *corev1.Pod) *corev1.ContainerStateWaiting {
+		if p == nil || len(p.Status.ContainerStatuses) == 0 || p.Status.Phase != corev1.PodPending {
+			return nil
+		}
+		return p.Status.ContainerStatuses[0].State.Waiting
+	}
+	tests := []struct {
+		name, reason, message string
+		neverStarts           bool
+		image                 string
+		edit                  func(*corev1.Pod)
+	}{
+		{name: "unsupported", reason: "CreateContainerConfigError", message: "spec.hostNetwork", image: s.push(t, "a", emptyCommand),
+			edit: func(p *corev1.Pod) { p.Spec.HostNetwork = true }},
+		{name: "missing", reason: "ImagePullBackOff", message: "missing", image: s.registry + "/missing:v1"},
+		{name: "imports", reason: "CreateContainerError", message: "nowhere", neverStarts: true, image: s.push(t, "b", importsUnknown)},
+		{name: "abi", reason: "CreateContainerError", message: "telepathy", neverStarts: true, image: s.push(t, "c", emptyCommand),
+			edit: func(p *corev1.Pod) { p.Annotations[config.ABIAnnotation] = "telepathy" }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			pod := s.pod(test.name, types.UID(test.name), test.image)
+			if test.edit != nil {
+				test.edit(pod)
+			}
+			s.create(t, pod)
+			s.await(t, test.name, test.reason, func(p *corev1.Pod) bool {
+				w := waiting(p)
+				if w == nil || w.Reason != test.reason {
+					return false
+				}
+				if !strings.Contains(w.Message, test.message) {
+					t.Errorf("got message %q, want it to name %s", w.Message, test.message)
+				}
+				last := p.Status.ContainerStatuses[0].LastTerminationState.Terminated
+				if (last != nil && last.ExitCode == 128) != test.neverStarts {
+					t.Errorf("got last termination %+v, want a start error: %v", last, test.neverStarts)
+				}
+				return true
+			})
+			if err := s.client.CoreV1().Pods("default").Delete(t.Context(), test.name, metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if len(s.router.changes) != 0 {
+		t.Errorf("the router was told %q of pods that never ran", <-s.router.changes)
+	}
+}
+
+// TestRecreatedPodDoesNotWaitForTheOldOne is a StatefulSet's way: the same name
+// comes again, with another UID, while requests of the old pod still run.
+func TestRecreatedPodDoesNotWaitForTheOldOne(t *testing.T) {
+	s := newStand(t)
+	image := s.push(t, "sort", emptyCommand)
+	s.create(t, s.pod("sort", "old", image))
+	s.awaitReady(t, "sort")
+	s.expect(t, "add old")
+
+	if err := s.client.CoreV1().Pods("default").Delete(t.Context(), "sort", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.create(t, s.pod("sort", "new", image))
+	s.await(t, "sort", "ready as the new one", func(p *corev1.Pod) bool { return p != nil && p.UID == "new" && isReady(p) })
+	got := map[string]bool{<-s.router.changes: true, <-s.router.changes: true}
+	if !got["remove old"] || !got["add new"] {
+		t.Errorf("got %v told to the router, want the old removed and the new added", got)
+	}
+}
+
+// TestStoppedNodeKeepsItsPods shows that a node's end is not its pods' end: the
+// next start runs them again.
+func TestStoppedNodeKeepsItsPods(t *testing.T) {
+	s := newStand(t)
+	s.create(t, s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand)))
+	s.awaitReady(t, "sort")
+	s.stop()
+	s.await(t, "sort", "still there", func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodRunning })
+
+	s.start(t)
+	s.expect(t, "add uid-1")
+}
+
+func TestEarlyStart(t *testing.T) {
+	revision := types.NamespacedName{Namespace: "default", Name: "sort-00001"}
+	// admitted is a stand on which a pod of the revision has run and gone.
+	admitted := func(t *testing.T, edits ...func(*corev1.Pod)) (*stand, string) {
+		s := newStand(t)
+		image := s.push(t, "sort", emptyCommand)
+		pod := s.pod("first", "first", image, edits...)
+		s.create(t, pod)
+		s.awaitReady(t, "first")
+		s.markDeleted(t, pod)
+		s.awaitGone(t, "first")
+		s.expect(t, "add first")
+		s.expect(t, "remove first")
+		return s, image
+	}
+	startEarly := func(t *testing.T, s *stand) string {
+		t.Helper()
+		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
+			t.Fatal(err)
+		}
+		id, ok := strings.CutPrefix(<-s.router.changes, "add ")
+		if !ok {
+			t.Fatal("the started function was not added to the router")
+		}
+		if code := s.router.call(t); code != http.StatusOK {
+			t.Errorf("got %d from the function, want 200", code)
+		}
+		return id
+	}
+
+	t.Run("not before the revision was admitted here", func(t *testing.T) {
+		s := newStand(t)
+		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
+			t.Error("got no error")
+		}
+	})
+	t.Run("not where the revision asks to wait", func(t *testing.T) {
+		s, _ := admitted(t, func(p *corev1.Pod) { p.Annotations[config.EarlyStartAnnotation] = "false" })
+		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil || !strings.Contains(err.Error(), "asks to wait") {
+			t.Errorf("got %v, want to wait for the pod", err)
+		}
+	})
+	t.Run("once per revision", func(t *testing.T) {
+		s, _ := admitted(t)
+		startEarly(t, s)
+		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
+			t.Error("a second start: got no error")
+		}
+	})
+	t.Run("the pod that comes adopts it", func(t *testing.T) {
+		s, image := admitted(t)
+		id := startEarly(t, s)
+		pod := s.pod("second", "second", image)
+		s.create(t, pod)
+		s.awaitReady(t, "second")
+		s.markDeleted(t, pod)
+		s.awaitGone(t, "second")
+		// Nothing between: the function never left the router for the pod.
+		s.expect(t, "remove "+id)
+	})
+	t.Run("a pod of another template does not", func(t *testing.T) {
+		s, image := admitted(t)
+		startEarly(t, s)
+		s.create(t, s.pod("second", "second", image, func(p *corev1.Pod) { p.Labels["pod-template-hash"] = "other" }))
+		s.awaitReady(t, "second")
+		s.expect(t, "add second")
+	})
+	t.Run("it ends with its revision", func(t *testing.T) {
+		s, _ := admitted(t)
+		id := startEarly(t, s)
+		s.ForgetRevision("rev")
+		s.expect(t, "remove "+id)
+		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
+			t.Error("a start of a deleted revision: got no error")
+		}
+	})
+	t.Run("it ends with its lease", func(t *testing.T) {
+		s, _ := admitted(t)
+		s.early.lease = time.Millisecond
+		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
+			t.Fatal(err)
+		}
+		id := strings.TrimPrefix(<-s.router.changes, "add ")
+		s.expect(t, "remove "+id)
+	})
+}
