@@ -1,0 +1,103 @@
+package autoscaler
+
+import (
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/utils/ptr"
+	"knative.dev/serving/pkg/apis/serving"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// revisionIndex finds a revision's pods without walking a namespace.
+const revisionIndex = "revision"
+
+// cacheOptions keep of each object only what is read: a thousand revisions
+// with their pods are to fit into a few megabytes.
+func cacheOptions(systemNamespace string) (cache.Options, error) {
+	ofRevisions, err := labels.NewRequirement(serving.RevisionLabelKey, selection.Exists, nil)
+	if err != nil {
+		return cache.Options{}, err
+	}
+	selector := labels.NewSelector().Add(*ofRevisions)
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			// Pods and Deployments are read-only here, and often: no copies.
+			&corev1.Pod{}:        {Label: selector, Transform: trimPod, UnsafeDisableDeepCopy: ptr.To(true)},
+			&appsv1.Deployment{}: {Label: selector, Transform: trimDeployment, UnsafeDisableDeepCopy: ptr.To(true)},
+			&corev1.ConfigMap{}:  {Namespaces: map[string]cache.Config{systemNamespace: {}}, Transform: trimConfigMap},
+		},
+	}, nil
+}
+
+func trimMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace:         m.Namespace,
+		Name:              m.Name,
+		UID:               m.UID,
+		ResourceVersion:   m.ResourceVersion,
+		Generation:        m.Generation,
+		DeletionTimestamp: m.DeletionTimestamp,
+		Labels:            map[string]string{serving.RevisionLabelKey: m.Labels[serving.RevisionLabelKey]},
+	}
+}
+
+// The transforms get a cache.DeletedFinalStateUnknown now and then, which they
+// pass as it is.
+
+func trimPod(obj any) (any, error) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil
+	}
+	trimmed := &corev1.Pod{ObjectMeta: trimMeta(&pod.ObjectMeta)}
+	trimmed.Spec.NodeName = pod.Spec.NodeName
+	trimmed.Status.Phase = pod.Status.Phase
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			trimmed.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return trimmed, nil
+}
+
+func trimDeployment(obj any) (any, error) {
+	d, ok := obj.(*appsv1.Deployment)
+	if !ok {
+		return obj, nil
+	}
+	trimmed := &appsv1.Deployment{ObjectMeta: trimMeta(&d.ObjectMeta)}
+	trimmed.Spec.Replicas = d.Spec.Replicas
+	return trimmed, nil
+}
+
+func trimConfigMap(obj any) (any, error) {
+	cm, ok := obj.(*corev1.ConfigMap)
+	if !ok {
+		return obj, nil
+	}
+	cm.ManagedFields = nil
+	if !slices.Contains(configMaps(), cm.Name) {
+		cm.Data, cm.BinaryData = nil, nil
+	}
+	return cm, nil
+}
+
+// podReady reports whether a pod takes requests, as Knative counts it.
+func podReady(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil &&
+		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		})
+}
+
+// revisionOf is the value of an object in the revisionIndex.
+func revisionOf(obj client.Object) []string {
+	return []string{obj.GetLabels()[serving.RevisionLabelKey]}
+}
