@@ -1,0 +1,57 @@
+package bootstrap
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/wisp-serving/wisp/config"
+	"google.golang.org/protobuf/encoding/protojson"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+func TestRender(t *testing.T) {
+	got, err := Render(config.DefaultGateway())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Render(config.DefaultGateway())
+	if err != nil || !bytes.Equal(got, again) {
+		t.Errorf("a second rendering differs, error %v", err)
+	}
+	const golden = "testdata/default.yaml"
+	if *update {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatalf("read golden (run with -update): %v", err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("bootstrap (-want +got):\n%s", diff)
+	}
+	raw, err := yaml.YAMLToJSON(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bootstrapv3.Bootstrap
+	if err := protojson.Unmarshal(raw, &b); err != nil {
+		t.Errorf("read back: %v", err)
+	}
+}
+
+func TestRenderRefusesAddresses(t *testing.T) {
+	cfg := config.DefaultGateway()
+	cfg.Envoy.AdminAddress = "127.0.0.1:99999"
+	if _, err := Render(cfg); err == nil || !strings.Contains(err.Error(), "render bootstrap: parse address 127.0.0.1:99999") {
+		t.Errorf("error is %v", err)
+	}
+}

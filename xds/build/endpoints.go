@@ -1,0 +1,37 @@
+package build
+
+import (
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"github.com/wisp-serving/wisp/xds/translate"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"knative.dev/serving/pkg/networking"
+)
+
+// overprovisioning, in percent, keeps traffic on a tier for as long as 1 % of it
+// is healthy. Envoy's 140 would spill to the next tier, and start functions
+// there, when a third of the nodes are out.
+const overprovisioning = 10_000
+
+// Endpoints returns the endpoints of the named cluster. The index of a tier is
+// its priority.
+func Endpoints(cluster string, tiers [][]translate.Endpoint) *endpointv3.ClusterLoadAssignment {
+	out := &endpointv3.ClusterLoadAssignment{
+		ClusterName: cluster,
+		Policy: &endpointv3.ClusterLoadAssignment_Policy{
+			OverprovisioningFactor: wrapperspb.UInt32(overprovisioning),
+		},
+	}
+	for priority, tier := range tiers {
+		locality := &endpointv3.LocalityLbEndpoints{Priority: uint32(priority)}
+		for _, e := range tier {
+			locality.LbEndpoints = append(locality.LbEndpoints, &endpointv3.LbEndpoint{
+				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+					Address: tcp(e.IP, networking.BackendHTTPPort),
+				}},
+				LoadBalancingWeight: wrapperspb.UInt32(e.Weight),
+			})
+		}
+		out.Endpoints = append(out.Endpoints, locality)
+	}
+	return out
+}

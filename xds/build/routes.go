@@ -1,0 +1,113 @@
+package build
+
+import (
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	previousprioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"github.com/wisp-serving/wisp/xds/translate"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Routes returns the route configuration called name.
+func Routes(name string, vhosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
+	return &routev3.RouteConfiguration{
+		Name:         name,
+		VirtualHosts: vhosts,
+		// host and host:port are one host.
+		IgnorePortInHostMatching: true,
+		// Envoy's own; X-Forwarded-For says the same.
+		RequestHeadersToRemove: []string{"x-envoy-external-address"},
+	}
+}
+
+// VirtualHost returns vh, which leads to the clusters that Cluster returns.
+func VirtualHost(vh translate.VirtualHost) *routev3.VirtualHost {
+	out := &routev3.VirtualHost{Name: vh.Name, Domains: vh.Hosts, RetryPolicy: retryPolicy()}
+	for _, r := range vh.Routes {
+		out.Routes = append(out.Routes, route(r))
+	}
+	return out
+}
+
+func route(r translate.Route) *routev3.Route {
+	action := &routev3.RouteAction{Timeout: durationpb.New(0)}
+	if r.RewriteHost != "" {
+		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.RewriteHost}
+	}
+	out := &routev3.Route{
+		Match: &routev3.RouteMatch{
+			PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: r.Path},
+			Headers:       matchers(r.Match),
+		},
+		Action: &routev3.Route_Route{Route: action},
+	}
+	if len(r.Splits) == 1 {
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: Cluster(r.Splits[0].Cluster).GetName()}
+		out.RequestHeadersToAdd = set(r.Splits[0].Set)
+		return out
+	}
+	weighted := &routev3.WeightedCluster{}
+	for _, s := range r.Splits {
+		weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
+			Name:                Cluster(s.Cluster).GetName(),
+			Weight:              wrapperspb.UInt32(s.Weight),
+			RequestHeadersToAdd: set(s.Set),
+		})
+	}
+	action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
+	return out
+}
+
+func matchers(headers []translate.Header) []*routev3.HeaderMatcher {
+	var out []*routev3.HeaderMatcher
+	for _, h := range headers {
+		m := &routev3.HeaderMatcher{
+			Name:                 h.Name,
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}
+		if h.Value != "" {
+			m.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Exact{Exact: h.Value},
+			}}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func set(headers []translate.Header) []*corev3.HeaderValueOption {
+	var out []*corev3.HeaderValueOption
+	for _, h := range headers {
+		out = append(out, &corev3.HeaderValueOption{
+			// See RATIONALE.md "Why are percent signs doubled?".
+			Header:         &corev3.HeaderValue{Key: h.Name, Value: strings.ReplaceAll(h.Value, "%", "%%")},
+			AppendAction:   corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+			KeepEmptyValue: true,
+		})
+	}
+	return out
+}
+
+// retryPolicy retries what never reached a function, on another node, and never
+// an answer. See RATIONALE.md "Why is anything retried at all?".
+func retryPolicy() *routev3.RetryPolicy {
+	return &routev3.RetryPolicy{
+		RetryOn:    "connect-failure,refused-stream,reset-before-request",
+		NumRetries: wrapperspb.UInt32(translate.Spares),
+		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: packed(&previoushostsv3.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 3,
+		// Without it a tier whose only node is dead would be asked again.
+		RetryPriority: &routev3.RetryPolicy_RetryPriority{
+			Name:       "envoy.retry_priorities.previous_priorities",
+			ConfigType: &routev3.RetryPolicy_RetryPriority_TypedConfig{TypedConfig: packed(&previousprioritiesv3.PreviousPrioritiesConfig{UpdateFrequency: 1})},
+		},
+	}
+}

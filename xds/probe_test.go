@@ -1,0 +1,86 @@
+package xds
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/xds/translate"
+	"knative.dev/networking/pkg/http/header"
+)
+
+func TestProve(t *testing.T) {
+	probes := []translate.Probe{
+		{Host: "a.example.com", Path: "/healthz"},
+		{Internal: true, Host: "a.default", Path: "/x/healthz", Headers: []translate.Header{{Name: "tag", Value: "v"}}},
+	}
+	tests := []struct {
+		name string
+		// answer gets the number of the request, from 1.
+		answer func(w http.ResponseWriter, n int64)
+		want   string
+		asked  int64
+	}{{
+		name:   "at once",
+		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set(header.HashKey, "hash") },
+		asked:  2,
+	}, {
+		name: "after a worker has caught up",
+		answer: func(w http.ResponseWriter, n int64) {
+			if n == 1 {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			w.Header().Set(header.HashKey, "hash")
+		},
+		asked: 3,
+	}, {
+		name:   "another version",
+		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set(header.HashKey, "old") },
+		want:   `probe http://a.example.com/healthz: K-Network-Hash is "old", must be "hash"`,
+		asked:  probeAttempts,
+	}, {
+		name:   "a redirect is no proof",
+		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set("Location", "/"); w.WriteHeader(http.StatusFound) },
+		want:   "probe http://a.example.com/healthz: answer is 302, must be 200",
+		asked:  probeAttempts,
+	}}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var asked atomic.Int64
+			serve := func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get(header.ProbeKey) != header.ProbeValue || r.Header.Get(header.HashKey) != header.HashValueOverride ||
+					r.Header.Get("User-Agent") != header.IngressReadinessUserAgent || r.Method != http.MethodGet {
+					t.Errorf("probe is %s with %v", r.Method, r.Header)
+				}
+				tt.answer(w, asked.Add(1))
+			}
+			external := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Host != "a.example.com" || r.URL.Path != "/healthz" {
+					t.Errorf("external listener asked for %s%s", r.Host, r.URL)
+				}
+				serve(w, r)
+			}))
+			defer external.Close()
+			internal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Host != "a.default" || r.URL.Path != "/x/healthz" || r.Header.Get("Tag") != "v" {
+					t.Errorf("internal listener asked for %s%s with %v", r.Host, r.URL, r.Header)
+				}
+				serve(w, r)
+			}))
+			defer internal.Close()
+			p := newProber(config.Envoy{HTTPAddress: external.Listener.Addr().String(), InternalAddress: internal.Listener.Addr().String()})
+			err := p.prove(context.Background(), "hash", probes)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("error is %v, want %q", err, tt.want)
+			}
+			if got := asked.Load(); got != tt.asked {
+				t.Errorf("%d requests, want %d", got, tt.asked)
+			}
+		})
+	}
+}

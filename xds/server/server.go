@@ -1,0 +1,246 @@
+// Package server speaks delta ADS with Envoys over a Unix socket and knows what
+// each of them has acknowledged.
+//
+// It publishes one configuration to all who connect; what it should be, and in
+// which order it changes, is decided elsewhere (package snapshot). Package xds
+// owns a Server: it publishes once, so that no Envoy ever sees an empty
+// configuration, and then calls Run.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/log"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	xdsconfig "github.com/envoyproxy/go-control-plane/pkg/server/config"
+	deltav3 "github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+	serverv3 "github.com/envoyproxy/go-control-plane/pkg/server/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// group is the cache key of every Envoy: all get the same configuration.
+	group = "envoy"
+	// maxRequest bounds a request. A reconnecting Envoy lists what it holds,
+	// about 100 bytes for each resource.
+	maxRequest = 32 << 20
+	// maxStreams bounds the streams of one connection; an Envoy needs one.
+	maxStreams = 16
+)
+
+// Server serves one configuration to any number of Envoys.
+type Server struct {
+	socket   string
+	log      *zap.SugaredLogger
+	cache    cachev3.SnapshotCache
+	tracker  *tracker
+	progress chan struct{}
+	rejected atomic.Uint64
+	serving  atomic.Bool
+}
+
+// New returns a Server for the Unix socket at the given path. It opens nothing.
+func New(socket string, log *zap.SugaredLogger) *Server {
+	s := &Server{
+		socket:   socket,
+		log:      log,
+		cache:    cachev3.NewSnapshotCache(true, constantHash{}, quiet(log)),
+		progress: make(chan struct{}, 1),
+	}
+	s.tracker = newTracker(s.signal, s.reject)
+	return s
+}
+
+// Publish makes snap what every Envoy gets. It doesn't wait for them.
+func (s *Server) Publish(ctx context.Context, snap *cachev3.Snapshot) error {
+	if err := s.cache.SetSnapshot(ctx, group, snap); err != nil {
+		return fmt.Errorf("publish snapshot: %w", err)
+	}
+	return nil
+}
+
+// Progress receives after an Envoy has connected, answered or gone. Several such
+// events may be one receipt.
+func (s *Server) Progress() <-chan struct{} { return s.progress }
+
+// Envoys says how the connected Envoys stand towards the wanted resources of a
+// type, given as versions by name; an empty version stands for any.
+func (s *Server) Envoys(typeURL string, want map[string]string) Envoys {
+	return s.tracker.envoys(typeURL, want)
+}
+
+// Silence stops waiting for the Envoys that lack what is wanted and have sent
+// nothing since the given time, and returns their node ids. Whatever they send
+// next makes them count again.
+func (s *Server) Silence(typeURL string, want map[string]string, since time.Time) []string {
+	return s.tracker.silence(typeURL, want, since)
+}
+
+// Rejections returns how many responses Envoys have rejected so far.
+func (s *Server) Rejections() uint64 { return s.rejected.Load() }
+
+// Serving returns an error unless Envoys can connect.
+func (s *Server) Serving() error {
+	if !s.serving.Load() {
+		return fmt.Errorf("xDS socket %s is not open", s.socket)
+	}
+	return nil
+}
+
+// Run opens the socket and serves until ctx ends. Something must be published
+// before. The socket's file is gone when it returns.
+func (s *Server) Run(ctx context.Context) error {
+	ln, err := listen(s.socket)
+	if err != nil {
+		return err
+	}
+	srv := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxConcurrentStreams(maxStreams),
+		// An Envoy that hangs is gone after 15 s, and no publish waits for it.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		// Envoys ping too; by default gRPC would hang up on them for it.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	)
+	ads := serverv3.NewServer(ctx, resubscribing{s.cache}, s.callbacks(),
+		xdsconfig.DeactivateLegacyWildcardForTypes([]string{resourcev3.EndpointType, resourcev3.RouteType}))
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, deltaOnly{delta: ads})
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := srv.Serve(ln); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve xDS on %s: %w", s.socket, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		srv.Stop() // not GracefulStop: an ADS stream never ends by itself
+		return nil
+	})
+	s.serving.Store(true)
+	defer s.serving.Store(false)
+	s.log.Infow("serving xDS", "socket", s.socket)
+	return g.Wait()
+}
+
+// deltaOnly offers delta ADS. Envoys that ask for state of the world are told
+// that it is unimplemented.
+type deltaOnly struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	delta deltav3.Server
+}
+
+func (d deltaOnly) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return d.delta.DeltaStreamHandler(stream, resourcev3.AnyType)
+}
+
+func (s *Server) callbacks() serverv3.CallbackFuncs {
+	return serverv3.CallbackFuncs{
+		DeltaStreamOpenFunc: func(_ context.Context, id int64, _ string) error {
+			s.tracker.opened(id)
+			return nil
+		},
+		DeltaStreamClosedFunc: func(id int64, node *corev3.Node) {
+			s.log.Infow("envoy disconnected", "node", node.GetId())
+			s.tracker.closed(id)
+		},
+		StreamDeltaRequestFunc: func(id int64, req *discoveryv3.DeltaDiscoveryRequest) error {
+			s.tracker.requested(id, req)
+			return nil
+		},
+		StreamDeltaResponseFunc: func(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
+			s.tracker.responded(id, resp)
+		},
+	}
+}
+
+func (s *Server) signal() {
+	select {
+	case s.progress <- struct{}{}:
+	default: // one receipt is waiting already
+	}
+}
+
+func (s *Server) reject(r Rejection) {
+	s.log.Errorw("envoy rejected its configuration and keeps the old one",
+		"node", r.Node, "type", r.TypeURL, "resources", r.Resources, "reason", r.Message, "rejections", s.rejected.Add(1))
+}
+
+// resubscribing makes a repeated subscription send again, as the xDS protocol
+// asks: Envoy repeats one when a cluster went and came back, and would wait for
+// its endpoints in vain. go-control-plane v0.14.0 takes it for known.
+type resubscribing struct{ cachev3.Cache }
+
+func (c resubscribing) CreateDeltaWatch(req *cachev3.DeltaRequest, sub cachev3.Subscription, out chan cachev3.DeltaResponse) (func(), error) {
+	if len(req.GetInitialResourceVersions()) == 0 {
+		for _, name := range req.GetResourceNamesSubscribe() {
+			delete(sub.ReturnedResources(), name)
+		}
+	}
+	return c.Cache.CreateDeltaWatch(req, sub, out)
+}
+
+type constantHash struct{}
+
+func (constantHash) ID(*corev3.Node) string { return group }
+
+// quiet passes on what go-control-plane warns of. Its info is per request.
+func quiet(l *zap.SugaredLogger) log.Logger {
+	return log.LoggerFuncs{WarnFunc: l.Warnf, ErrorFunc: l.Errorf}
+}
+
+// listen opens the socket, in place of one that nobody serves any more.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make folder of xDS socket: %w", err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on xDS socket: %w", err)
+	}
+	return ln, nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at xDS socket: %w", err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("xDS socket %s: the file exists and is no socket: remove it or set xdsSocket", path)
+	}
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("xDS socket %s: another process serves it: stop it or set xdsSocket", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("xDS socket %s: who serves it is unknown: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove stale xDS socket: %w", err)
+	}
+	return nil
+}

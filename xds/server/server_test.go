@@ -1,0 +1,309 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/wisp-serving/wisp/xds/snapshot"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 10 * time.Second
+
+// start runs a Server that has published state, and returns how to stop it.
+func start(t *testing.T, s *Server, state snapshot.State) (stop func() error) {
+	t.Helper()
+	publish(t, s, state)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stopped := false
+	stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-done
+	}
+	t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+func publish(t *testing.T, s *Server, state snapshot.State) {
+	t.Helper()
+	snap, err := state.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), snap); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// state has a cluster with endpoints for each name.
+func state(t *testing.T, names ...string) snapshot.State {
+	t.Helper()
+	out := snapshot.State{Clusters: snapshot.Set{}, Endpoints: snapshot.Set{}}
+	for _, name := range names {
+		c, err := snapshot.NewResource(&clusterv3.Cluster{
+			Name:                 name,
+			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+			EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{EdsConfig: &corev3.ConfigSource{
+				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := snapshot.NewResource(&endpointv3.ClusterLoadAssignment{ClusterName: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Clusters[name], out.Endpoints[name] = c, e
+	}
+	return out
+}
+
+// client plays Envoy.
+type client struct {
+	t      *testing.T
+	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+	close  func()
+}
+
+func connect(t *testing.T, socket string) *client {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client{t: t, stream: stream, close: func() { cancel(); _ = conn.Close() }}
+	t.Cleanup(c.close)
+	return c
+}
+
+func (c *client) send(req *discoveryv3.DeltaDiscoveryRequest) {
+	c.t.Helper()
+	req.Node = &corev3.Node{Id: "envoy-1"}
+	if err := c.stream.Send(req); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *client) receive() *discoveryv3.DeltaDiscoveryResponse {
+	c.t.Helper()
+	resp, err := c.stream.Recv()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return resp
+}
+
+func (c *client) ack(resp *discoveryv3.DeltaDiscoveryResponse) {
+	c.t.Helper()
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()})
+}
+
+func (c *client) nack(resp *discoveryv3.DeltaDiscoveryResponse, why string) {
+	c.t.Helper()
+	c.send(&discoveryv3.DeltaDiscoveryRequest{
+		TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce(),
+		ErrorDetail: &statuspb.Status{Code: 3, Message: why},
+	})
+}
+
+func names(resp *discoveryv3.DeltaDiscoveryResponse) []string {
+	var out []string
+	for _, r := range resp.GetResources() {
+		out = append(out, r.GetName())
+	}
+	return out
+}
+
+// await waits until the Envoys stand as wanted.
+func await(t *testing.T, s *Server, typeURL string, versions map[string]string, want Envoys) {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		got := s.Envoys(typeURL, versions)
+		if got == want {
+			return
+		}
+		select {
+		case <-s.Progress():
+		case <-late:
+			t.Fatalf("envoys stand at %+v, want %+v", got, want)
+		}
+	}
+}
+
+func newServer(t *testing.T) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wisp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return New(filepath.Join(dir, "x.sock"), zap.NewNop().Sugar())
+}
+
+func TestAcknowledgements(t *testing.T) {
+	s := newServer(t)
+	first, second := state(t, "a"), state(t, "a", "b")
+	start(t, s, first)
+	c := connect(t, s.socket)
+
+	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Pending: 1})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	resp := c.receive()
+	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Pending: 1})
+	c.ack(resp)
+	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Acked: 1})
+
+	publish(t, s, second)
+	resp = c.receive()
+	if diff := cmp.Diff([]string{"b"}, names(resp)); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	c.nack(resp, "no such thing")
+	await(t, s, resourcev3.ClusterType, second.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
+	// What it has, it keeps.
+	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Acked: 1})
+	if got := s.Rejections(); got != 1 {
+		t.Errorf("%d rejections counted, want 1", got)
+	}
+
+	publish(t, s, first)
+	resp = c.receive()
+	if diff := cmp.Diff([]string{"b"}, resp.GetRemovedResources()); diff != "" {
+		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+	c.ack(resp)
+	await(t, s, resourcev3.ClusterType, second.Clusters.Versions(), Envoys{Pending: 1})
+
+	c.close()
+	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{})
+}
+
+func TestReconnectingEnvoyIsSentNothingItHas(t *testing.T) {
+	s := newServer(t)
+	st := state(t, "a", "b")
+	start(t, s, st)
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType, InitialResourceVersions: st.Clusters.Versions()})
+	if resp := c.receive(); len(resp.GetResources())+len(resp.GetRemovedResources()) > 0 {
+		t.Errorf("sent %v again, removed %v", names(resp), resp.GetRemovedResources())
+	}
+	await(t, s, resourcev3.ClusterType, st.Clusters.Versions(), Envoys{Acked: 1})
+}
+
+func TestRepeatedSubscriptionIsAnswered(t *testing.T) {
+	s := newServer(t)
+	st := state(t, "a")
+	start(t, s, st)
+	c := connect(t, s.socket)
+	subscribe := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.EndpointType, ResourceNamesSubscribe: []string{"a"}}
+	for range 2 {
+		c.send(subscribe)
+		resp := c.receive()
+		if diff := cmp.Diff([]string{"a"}, names(resp)); diff != "" {
+			t.Fatalf("sent (-want +got):\n%s", diff)
+		}
+		c.ack(resp)
+	}
+	await(t, s, resourcev3.EndpointType, map[string]string{"a": ""}, Envoys{Acked: 1})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.EndpointType, ResourceNamesUnsubscribe: []string{"a"}})
+	await(t, s, resourcev3.EndpointType, map[string]string{"a": ""}, Envoys{Pending: 1})
+}
+
+func TestSilence(t *testing.T) {
+	s := newServer(t)
+	st := state(t, "a")
+	start(t, s, st)
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	resp := c.receive()
+	want := st.Clusters.Versions()
+	if nodes := s.Silence(resourcev3.ClusterType, want, time.Now().Add(-time.Hour)); len(nodes) > 0 {
+		t.Errorf("%v was heard lately and made silent", nodes)
+	}
+	if diff := cmp.Diff([]string{"envoy-1"}, s.Silence(resourcev3.ClusterType, want, time.Now())); diff != "" {
+		t.Errorf("silenced (-want +got):\n%s", diff)
+	}
+	await(t, s, resourcev3.ClusterType, want, Envoys{Silent: 1})
+	c.ack(resp)
+	await(t, s, resourcev3.ClusterType, want, Envoys{Acked: 1})
+}
+
+func TestStopEndsStreams(t *testing.T) {
+	s := newServer(t)
+	stop := start(t, s, state(t, "a"))
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	c.receive()
+	if err := s.Serving(); err != nil {
+		t.Errorf("serving: %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if _, err := os.Lstat(s.socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket file: %v, want none", err)
+	}
+	if err := s.Serving(); err == nil {
+		t.Error("serves after the stop")
+	}
+}
+
+func TestListen(t *testing.T) {
+	dir, err := os.MkdirTemp("", "wisp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "deep", "x.sock")
+
+	ln, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "another process serves it") {
+		t.Errorf("second listener: %v", err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	_ = ln.Close()
+	if ln, err = listen(path); err != nil {
+		t.Fatalf("over a stale socket: %v", err)
+	}
+	_ = ln.Close()
+	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("over a file: %v", err)
+	}
+}

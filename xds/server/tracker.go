@@ -1,0 +1,232 @@
+package server
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// tracker records, from the requests and responses on each stream, which version
+// of each resource each Envoy holds. Its methods are safe for concurrent use.
+type tracker struct {
+	// changed is called without the lock after whatever a waiter may wait for.
+	changed func()
+	// rejected is called without the lock for each NACK.
+	rejected func(Rejection)
+
+	mu      sync.Mutex
+	streams map[int64]*stream
+}
+
+// stream is one Envoy's ADS stream.
+type stream struct {
+	node string
+	// heard is when it was opened or last sent something.
+	heard time.Time
+	// silent streams have let a deadline pass and aren't waited for.
+	silent bool
+	types  map[string]*typeState
+}
+
+// typeState is what a stream holds of one type.
+type typeState struct {
+	// sent are the responses that wait for an answer, by nonce.
+	sent map[string]response
+	// acked maps names to versions.
+	acked map[string]string
+	// rejected are the versions of the last response, where Envoy refused it for
+	// the reason in rejection.
+	rejected  map[string]string
+	rejection string
+}
+
+type response struct {
+	versions map[string]string
+	removed  []string
+}
+
+// Rejection is a response that an Envoy did not accept. It keeps what it had.
+type Rejection struct {
+	// Node is the Envoy's node id.
+	Node string
+	// TypeURL and Resources are what was sent.
+	TypeURL   string
+	Resources []string
+	// Message is Envoy's own.
+	Message string
+}
+
+func newTracker(changed func(), rejected func(Rejection)) *tracker {
+	return &tracker{changed: changed, rejected: rejected, streams: map[int64]*stream{}}
+}
+
+func (t *tracker) opened(id int64) {
+	t.mu.Lock()
+	t.streams[id] = &stream{heard: time.Now(), types: map[string]*typeState{}}
+	t.mu.Unlock()
+	t.changed()
+}
+
+func (t *tracker) closed(id int64) {
+	t.mu.Lock()
+	delete(t.streams, id)
+	t.mu.Unlock()
+	t.changed()
+}
+
+// requested records a request, which may subscribe, acknowledge or reject.
+func (t *tracker) requested(id int64, req *discoveryv3.DeltaDiscoveryRequest) {
+	t.mu.Lock()
+	rejection := t.record(id, req)
+	t.mu.Unlock()
+	if rejection != nil {
+		t.rejected(*rejection)
+	}
+	t.changed()
+}
+
+func (t *tracker) record(id int64, req *discoveryv3.DeltaDiscoveryRequest) *Rejection {
+	s := t.streams[id]
+	if s == nil {
+		return nil
+	}
+	s.heard, s.silent = time.Now(), false
+	s.node = cmp.Or(req.GetNode().GetId(), s.node)
+	state := s.typeState(req.GetTypeUrl())
+	// A reconnecting Envoy says what it already holds.
+	maps.Copy(state.acked, req.GetInitialResourceVersions())
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(state.acked, name)
+	}
+	sent, ok := state.sent[req.GetResponseNonce()]
+	if !ok {
+		return nil
+	}
+	delete(state.sent, req.GetResponseNonce())
+	if req.GetErrorDetail() != nil {
+		state.rejected, state.rejection = sent.versions, req.GetErrorDetail().GetMessage()
+		return &Rejection{
+			Node:      s.node,
+			TypeURL:   req.GetTypeUrl(),
+			Resources: slices.Sorted(maps.Keys(sent.versions)),
+			Message:   state.rejection,
+		}
+	}
+	state.rejected, state.rejection = nil, ""
+	maps.Copy(state.acked, sent.versions)
+	for _, name := range sent.removed {
+		delete(state.acked, name)
+	}
+	return nil
+}
+
+// responded records a response that is about to be sent.
+func (t *tracker) responded(id int64, resp *discoveryv3.DeltaDiscoveryResponse) {
+	r := response{versions: make(map[string]string, len(resp.GetResources())), removed: resp.GetRemovedResources()}
+	for _, res := range resp.GetResources() {
+		r.versions[res.GetName()] = res.GetVersion()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.streams[id]; s != nil {
+		s.typeState(resp.GetTypeUrl()).sent[resp.GetNonce()] = r
+	}
+}
+
+func (s *stream) typeState(typeURL string) *typeState {
+	state, ok := s.types[typeURL]
+	if !ok {
+		state = &typeState{sent: map[string]response{}, acked: map[string]string{}}
+		s.types[typeURL] = state
+	}
+	return state
+}
+
+// holds reports whether the stream has acknowledged want; an empty version
+// stands for any.
+func (s *stream) holds(typeURL string, want map[string]string) bool {
+	for name, version := range want {
+		got, ok := s.acked(typeURL, name)
+		if !ok || version != "" && got != version {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *stream) acked(typeURL, name string) (string, bool) {
+	state, ok := s.types[typeURL]
+	if !ok {
+		return "", false
+	}
+	version, ok := state.acked[name]
+	return version, ok
+}
+
+// refused returns Envoy's text where it has refused one of want. A refusal of
+// other versions says nothing about these.
+func (s *stream) refused(typeURL string, want map[string]string) string {
+	state, ok := s.types[typeURL]
+	if !ok {
+		return ""
+	}
+	for name, version := range state.rejected {
+		if w, ok := want[name]; ok && (w == "" || w == version) {
+			return state.rejection
+		}
+	}
+	return ""
+}
+
+// Envoys says how the streams stand towards some wanted resources.
+type Envoys struct {
+	// Acked, Rejected, Pending and Silent count the streams that hold what is
+	// wanted, that have refused it, that are waited for and that are not.
+	Acked, Rejected, Pending, Silent int
+	// Rejection is the text of one of those that refused it.
+	Rejection string
+}
+
+// Connected counts the streams that answer.
+func (e Envoys) Connected() int { return e.Acked + e.Rejected + e.Pending }
+
+// envoys compares all streams with want.
+func (t *tracker) envoys(typeURL string, want map[string]string) Envoys {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out Envoys
+	for _, s := range t.streams {
+		text := s.refused(typeURL, want)
+		switch {
+		case s.silent:
+			out.Silent++
+		case s.holds(typeURL, want):
+			out.Acked++
+		case text != "":
+			out.Rejected++
+			out.Rejection = text
+		default:
+			out.Pending++
+		}
+	}
+	return out
+}
+
+// silence makes the streams silent that lack want and were last heard before the
+// given time, and returns their nodes.
+func (t *tracker) silence(typeURL string, want map[string]string, before time.Time) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var nodes []string
+	for _, s := range t.streams {
+		if !s.silent && s.heard.Before(before) && !s.holds(typeURL, want) {
+			s.silent = true
+			nodes = append(nodes, s.node)
+		}
+	}
+	return nodes
+}

@@ -1,0 +1,119 @@
+package xds
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/wisp-serving/wisp/xds/snapshot"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// advance goes as far towards desired as Envoys' answers allow.
+func (g *gateway) advance(ctx context.Context) error {
+	if fresh, changed := g.published.Refresh(g.desired.Endpoints); changed {
+		if err := g.publish(ctx, fresh); err != nil {
+			return err
+		}
+	}
+	g.target, _ = g.target.Refresh(g.desired.Endpoints)
+	for g.begin() {
+		next, step := snapshot.Next(g.published, g.target, g.acked)
+		switch step {
+		case snapshot.Publish:
+			if err := g.publish(ctx, next); err != nil {
+				return err
+			}
+		case snapshot.Wait:
+			g.spread(ctx)
+			if g.rejection == "" || g.target.Equal(g.desired) {
+				return nil
+			}
+			g.moving = false // what Envoy refused is given up for what came after it
+		case snapshot.Done:
+			g.moving = false
+			if !g.settle(ctx) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// begin starts a transition to desired, unless one is under way, and reports
+// whether there is one.
+func (g *gateway) begin() bool {
+	if g.moving {
+		return true
+	}
+	if len(g.waiting) == 0 && len(g.inFlight) == 0 && g.published.Equal(g.desired) {
+		return false
+	}
+	maps.Copy(g.inFlight, g.waiting)
+	clear(g.waiting)
+	g.target, g.moving, g.rejection = g.desired, true, ""
+	return true
+}
+
+func (g *gateway) publish(ctx context.Context, s snapshot.State) error {
+	snap, err := s.Snapshot()
+	if err != nil {
+		return err
+	}
+	if err := g.server.Publish(ctx, snap); err != nil {
+		return err
+	}
+	g.published, g.since = s, time.Now()
+	return nil
+}
+
+// acked implements snapshot.Acked by what Envoys have answered.
+func (g *gateway) acked(typeURL string, want map[string]string) bool {
+	e := g.server.Envoys(typeURL, want)
+	if e.Rejected+e.Pending == 0 {
+		return true
+	}
+	g.lack = lack{typeURL: typeURL, want: want, rejection: e.Rejection}
+	return false
+}
+
+// spread tells of a new rejection those KIngresses that may have caused it.
+func (g *gateway) spread(ctx context.Context) {
+	if g.lack.rejection == g.rejection {
+		return
+	}
+	g.rejection = g.lack.rejection
+	g.board.settle(g.inFlight, g.rejection)
+	g.notify(ctx, g.inFlight)
+}
+
+// settle tells the KIngresses in flight that Envoys have them, and reports
+// whether there was an Envoy to say so.
+func (g *gateway) settle(ctx context.Context) bool {
+	if g.server.Envoys(resourcev3.RouteType, g.published.Routes.Versions()).Acked == 0 {
+		return false
+	}
+	g.board.settle(g.inFlight, "")
+	g.notify(ctx, g.inFlight)
+	g.inFlight = map[types.NamespacedName]bool{}
+	return true
+}
+
+// silence stops waiting for Envoys that have sent nothing for too long.
+func (g *gateway) silence(ctx context.Context) {
+	for _, node := range g.server.Silence(g.lack.typeURL, g.lack.want, time.Now().Add(-g.patience)) {
+		g.log.Warnw("envoy does not answer and is not waited for", "node", node, "type", g.lack.typeURL, "patience", g.patience)
+	}
+	g.since = time.Now()
+	g.countEnvoys(ctx)
+}
+
+// countEnvoys notes how many Envoys there are. All KIngresses are told when the
+// first comes, the last goes, or the last falls silent.
+func (g *gateway) countEnvoys(ctx context.Context) {
+	e := g.server.Envoys(resourcev3.RouteType, nil)
+	if g.board.count(e.Connected(), e.Silent) {
+		g.notify(ctx, g.board.keys())
+	}
+}

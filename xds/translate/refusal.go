@@ -1,0 +1,89 @@
+package translate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+)
+
+// Refusal is why a KIngress is not served as it asks. Reason is one word for a
+// condition, Message is for its reader.
+type Refusal struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// Error returns reason and message.
+func (r *Refusal) Error() string { return r.Reason + ": " + r.Message }
+
+// The reasons of a Refusal.
+const (
+	ReasonInvalid      = "InvalidIngress"
+	ReasonNotSupported = "NotSupported"
+	ReasonNoBackend    = "BackendNotFound"
+	ReasonConflict     = "DomainConflict"
+	ReasonRejected     = "RejectedByEnvoy"
+)
+
+func refuse(reason, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// check returns why ing, which has its defaults, can't be served as it asks.
+func check(ing *v1alpha1.Ingress, resolve Resolver) *Refusal {
+	if err := ing.Validate(context.Background()); err != nil {
+		return refuse(ReasonInvalid, "%v", err)
+	}
+	if len(ing.Spec.TLS) > 0 {
+		return refuse(ReasonNotSupported, "spec.tls is set, and this gateway serves no TLS yet: turn external-domain-tls off in config-network")
+	}
+	if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected {
+		return refuse(ReasonNotSupported, "spec.httpOption = %s, must be %s: this gateway serves no TLS yet", v1alpha1.HTTPOptionRedirected, v1alpha1.HTTPOptionEnabled)
+	}
+	for i, rule := range ing.Spec.Rules {
+		if err := checkRule(rule); err != nil {
+			return refuse(ReasonInvalid, "spec.rules[%d].%v", i, err)
+		}
+	}
+	var missing []string
+	for _, s := range Services(ing) {
+		if _, ok := resolve(s); !ok {
+			missing = append(missing, s.Name)
+		}
+	}
+	switch len(missing) {
+	case 0:
+		return nil
+	case 1:
+		return refuse(ReasonNoBackend, "backend service %s has no Wisp revision", missing[0])
+	default:
+		return refuse(ReasonNoBackend, "backend services %s have no Wisp revision", strings.Join(missing, ", "))
+	}
+}
+
+func checkRule(rule v1alpha1.IngressRule) error {
+	switch rule.Visibility {
+	case v1alpha1.IngressVisibilityExternalIP, v1alpha1.IngressVisibilityClusterLocal:
+	default:
+		return fmt.Errorf("visibility = %s, must be ExternalIP or ClusterLocal", rule.Visibility)
+	}
+	if len(rule.Hosts) == 0 {
+		return errors.New("hosts is empty, and would take every host")
+	}
+	for i, h := range rule.Hosts {
+		// Envoy reads * as a wildcard, which would take others' hosts.
+		if problems := validation.IsDNS1123Subdomain(strings.ToLower(h)); len(problems) > 0 {
+			return fmt.Errorf("hosts[%d] = %q, must be a host name without port or *", i, h)
+		}
+	}
+	for i, p := range rule.HTTP.Paths {
+		if p.Path != "" && p.Path[0] != '/' {
+			return fmt.Errorf("http.paths[%d].path = %q, must begin with /", i, p.Path)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/wisp-serving/wisp/config"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	"knative.dev/serving/pkg/apis/serving"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+func newScheme() (*k8sruntime.Scheme, error) {
+	scheme := k8sruntime.NewScheme()
+	for _, add := range []func(*k8sruntime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, autoscalingv1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register API types: %w", err)
+		}
+	}
+	return scheme, nil
+}
+
+// cacheOptions limits the caches to what the gateway reads: it holds every pod of
+// every revision.
+func cacheOptions() (cache.Options, error) {
+	ofRevision, err := labels.NewRequirement(serving.RevisionLabelKey, selection.Exists, nil)
+	if err != nil {
+		return cache.Options{}, fmt.Errorf("select pods: %w", err)
+	}
+	shared := true // nothing that is read from the cache is changed
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}: {
+				Label:                 labels.NewSelector().Add(*ofRevision),
+				Transform:             trimPod,
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&corev1.Node{}: {
+				Label:                 labels.SelectorFromSet(labels.Set{config.NodeLabel: "true"}),
+				Transform:             trimNode,
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&autoscalingv1alpha1.PodAutoscaler{}: {
+				Transform:             trimAutoscaler,
+				UnsafeDisableDeepCopy: &shared,
+			},
+		},
+	}, nil
+}
+
+func trimPod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	return &corev1.Pod{
+		ObjectMeta: trimMeta(p, map[string]string{serving.RevisionLabelKey: revisionOf(p)}, nil),
+		Status: corev1.PodStatus{
+			PodIP:      p.Status.PodIP,
+			HostIP:     p.Status.HostIP,
+			Conditions: readyOnly(p.Status.Conditions),
+		},
+	}, nil
+}
+
+func readyOnly(conditions []corev1.PodCondition) []corev1.PodCondition {
+	for _, c := range conditions {
+		if c.Type == corev1.PodReady {
+			return []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return nil
+}
+
+func trimNode(o any) (any, error) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return o, nil
+	}
+	out := &corev1.Node{
+		ObjectMeta: trimMeta(n, map[string]string{config.NodeLabel: n.Labels[config.NodeLabel]}, nil),
+		Spec:       corev1.NodeSpec{Unschedulable: n.Spec.Unschedulable},
+		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			out.Status.Conditions = []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return out, nil
+}
+
+func trimAutoscaler(o any) (any, error) {
+	pa, ok := o.(*autoscalingv1alpha1.PodAutoscaler)
+	if !ok {
+		return o, nil
+	}
+	return &autoscalingv1alpha1.PodAutoscaler{
+		ObjectMeta: trimMeta(pa, nil, pa.Annotations),
+		Spec:       autoscalingv1alpha1.PodAutoscalerSpec{ProtocolType: pa.Spec.ProtocolType},
+	}, nil
+}
+
+func trimMeta(o client.Object, labels, annotations map[string]string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace:         o.GetNamespace(),
+		Name:              o.GetName(),
+		UID:               o.GetUID(),
+		ResourceVersion:   o.GetResourceVersion(),
+		DeletionTimestamp: o.GetDeletionTimestamp(),
+		Labels:            labels,
+		Annotations:       annotations,
+	}
+}
+
+// watch makes the caches' events name in the inbox what they are about.
+func watch(ctx context.Context, c cache.Cache, in *inbox) error {
+	if err := c.IndexField(ctx, &corev1.Pod{}, podRevision, byRevision); err != nil {
+		return fmt.Errorf("index pods by revision: %w", err)
+	}
+	named := map[client.Object]func(*changes, client.Object){
+		&v1alpha1.Ingress{}: func(c *changes, o client.Object) { c.ingresses[client.ObjectKeyFromObject(o)] = true },
+		&autoscalingv1alpha1.PodAutoscaler{}: func(c *changes, o client.Object) {
+			c.revisions[client.ObjectKeyFromObject(o)] = true
+		},
+		&corev1.Pod{}: func(c *changes, o client.Object) {
+			c.revisions[types.NamespacedName{Namespace: o.GetNamespace(), Name: revisionOf(o)}] = true
+		},
+		&corev1.Node{}: func(c *changes, _ client.Object) { c.nodes = true },
+	}
+	for kind, name := range named {
+		informer, err := c.GetInformer(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+		put := func(o any) {
+			if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = gone.Obj
+			}
+			if obj, ok := o.(client.Object); ok {
+				in.put(func(c *changes) { name(c, obj) })
+			}
+		}
+		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    put,
+			UpdateFunc: func(_, o any) { put(o) },
+			DeleteFunc: put,
+		})
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+func byRevision(o client.Object) []string { return []string{revisionOf(o)} }

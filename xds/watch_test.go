@@ -1,0 +1,116 @@
+package xds
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/wisp-serving/wisp/config"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/serving/pkg/apis/autoscaling"
+	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	"knative.dev/serving/pkg/apis/serving"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+)
+
+// TestTrimKeepsWhatIsRead reads the same from trimmed objects as from whole ones.
+func TestTrimKeepsWhatIsRead(t *testing.T) {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p", Labels: map[string]string{serving.RevisionLabelKey: "r", "other": "x"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}},
+		Status: corev1.PodStatus{PodIP: "10.0.0.1", HostIP: "10.0.0.2", Conditions: []corev1.PodCondition{
+			{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodReady, Status: corev1.ConditionTrue, Message: "long"},
+		}},
+	}
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{config.NodeLabel: "true", "other": "x"}},
+		Spec:       corev1.NodeSpec{Unschedulable: true},
+		Status: corev1.NodeStatus{
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n"}, {Type: corev1.NodeInternalIP, Address: "10.0.0.2"}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+			Images:     []corev1.ContainerImage{{SizeBytes: 1}},
+		},
+	}
+	pa := &autoscalingv1alpha1.PodAutoscaler{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "default", Name: "r", Annotations: map[string]string{autoscaling.ClassAnnotationKey: config.PodAutoscalerClass},
+	}}
+	pa.Spec.ProtocolType = translateH2C
+	pa.Spec.ScaleTargetRef.Name = "r-deployment"
+
+	whole := []client.Object{pod, node, pa}
+	var trimmed []client.Object
+	for i, trim := range []func(any) (any, error){trimPod, trimNode, trimAutoscaler} {
+		o, err := trim(whole[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		trimmed = append(trimmed, o.(client.Object))
+	}
+	if got := trimmed[0].(*corev1.Pod); len(got.Spec.Containers) > 0 || len(got.Labels) != 1 {
+		t.Errorf("pod keeps more than is read: %+v", got)
+	}
+	if diff := cmp.Diff(readAll(t, whole), readAll(t, trimmed)); diff != "" {
+		t.Errorf("read (-whole +trimmed):\n%s", diff)
+	}
+}
+
+// readAll returns what the gateway reads of a revision r in default.
+func readAll(t *testing.T, objects []client.Object) []any {
+	t.Helper()
+	scheme, err := newScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithIndex(&corev1.Pod{}, podRevision, byRevision).Build()
+	src := clusterSource{c}
+	revision := types.NamespacedName{Namespace: "default", Name: "r"}
+	protocol, ok, err := src.protocol(t.Context(), revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := src.pods(t.Context(), revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes, err := src.nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ok || len(pods) != 1 || len(nodes) != 1 {
+		t.Errorf("read %v, %v, %v: want one of each", ok, pods, nodes)
+	}
+	return []any{protocol, ok, pods, nodes}
+}
+
+func TestPodsThatTakeNoRequests(t *testing.T) {
+	now := metav1.Now()
+	base := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p", Labels: map[string]string{serving.RevisionLabelKey: "r"}}}
+	base.Status.PodIP = "10.0.0.1"
+	base.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	tests := map[string]func(*corev1.Pod){
+		"not ready":    func(p *corev1.Pod) { p.Status.Conditions[0].Status = corev1.ConditionFalse },
+		"no condition": func(p *corev1.Pod) { p.Status.Conditions = nil },
+		"no address":   func(p *corev1.Pod) { p.Status.PodIP = "" },
+		"going away": func(p *corev1.Pod) {
+			p.DeletionTimestamp, p.Finalizers = &now, []string{"wisp.dev/test"}
+		},
+		"of another revision": func(p *corev1.Pod) { p.Labels[serving.RevisionLabelKey] = "s" },
+	}
+	for name, spoil := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := base.DeepCopy()
+			spoil(p)
+			scheme, err := newScheme()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(p).WithIndex(&corev1.Pod{}, podRevision, byRevision).Build()
+			got, err := clusterSource{c}.pods(t.Context(), types.NamespacedName{Namespace: "default", Name: "r"})
+			if err != nil || len(got) > 0 {
+				t.Errorf("pods are %v, %v; want none", got, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,164 @@
+// Package xds is the gateway: it watches the KIngresses of Wisp's class, tells
+// Envoys by delta ADS how to route to the revisions behind them, and writes the
+// KIngresses' status once Envoy has proved that it does.
+//
+// The way of a change is: an informer's event names it in the inbox → gateway
+// reads it from the cache into its table (packages translate and build) → the
+// table's state is published step by step (packages snapshot and server) → the
+// board notes what Envoys have acknowledged → reconciler probes and writes
+// status. A pod that comes or goes takes the same way and ends as new endpoints
+// of one cluster.
+//
+// It is no proxy: requests never pass through here, and Envoy goes on serving
+// while no gateway runs. `wisp gateway` calls Run, `wisp gateway bootstrap` calls
+// package bootstrap.
+package xds
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/zapr"
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/xds/server"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+)
+
+const (
+	// statusWorkers is how many KIngresses are probed at a time, as in Knative's
+	// own prober.
+	statusWorkers = 15
+	// Backoff of a KIngress whose probe fails.
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 30 * time.Second
+)
+
+// Run serves as gateway until ctx ends, and then returns nil. Envoys that are
+// connected keep what they have.
+func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error {
+	rc, err := cfg.Cluster.REST("wisp-gateway")
+	if err != nil {
+		return err
+	}
+	mgr, err := newManager(cfg, rc, log)
+	if err != nil {
+		return err
+	}
+	events := make(chan event.GenericEvent)
+	srv := server.New(cfg.XDSSocket, log)
+	g, err := newGateway(cfg.Envoy, clusterSource{mgr.GetCache()}, srv, send(events), log)
+	if err != nil {
+		return err
+	}
+	if err := watch(ctx, mgr.GetCache(), g.inbox); err != nil {
+		return err
+	}
+	r := &reconciler{
+		client:  mgr.GetClient(),
+		board:   g.board,
+		prober:  newProber(cfg.Envoy),
+		domains: domains{external: cfg.ExternalDomain, internal: cfg.InternalDomain},
+		log:     log,
+	}
+	if err := addReconciler(mgr, r, events); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("xds", func(*http.Request) error { return srv.Serving() }); err != nil {
+		return fmt.Errorf("add readiness check: %w", err)
+	}
+	// Added to a manager, it starts when the caches are filled.
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return serve(ctx, g, srv) })); err != nil {
+		return fmt.Errorf("add gateway: %w", err)
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("run gateway: %w", err)
+	}
+	return nil
+}
+
+// serve seeds the configuration and only then lets Envoys in.
+func serve(ctx context.Context, g *gateway, srv *server.Server) error {
+	if err := g.seed(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return srv.Run(ctx) })
+	group.Go(func() error { return g.run(ctx) })
+	return group.Wait()
+}
+
+func newManager(cfg config.Gateway, rc *rest.Config, log *zap.SugaredLogger) (manager.Manager, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	caches, err := cacheOptions()
+	if err != nil {
+		return nil, err
+	}
+	mgr, err := ctrl.NewManager(rc, ctrl.Options{
+		Scheme:                 scheme,
+		Cache:                  caches,
+		Logger:                 zapr.NewLogger(log.Desugar()),
+		HealthProbeBindAddress: cfg.HealthAddress,
+		Metrics:                metricsserver.Options{BindAddress: "0"},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prepare gateway: %w", err)
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, fmt.Errorf("add health check: %w", err)
+	}
+	return mgr, nil
+}
+
+func addReconciler(mgr manager.Manager, r reconcile.Reconciler, events <-chan event.GenericEvent) error {
+	again := true // Run may be called again in one process; nothing else uses the name
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("ingress").
+		For(&v1alpha1.Ingress{}, builder.WithPredicates(predicate.NewPredicateFuncs(ours))).
+		WatchesRawSource(source.Channel(events, &handler.EnqueueRequestForObject{})).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: statusWorkers,
+			SkipNameValidation:      &again,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minBackoff, maxBackoff),
+		}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("add ingress controller: %w", err)
+	}
+	return nil
+}
+
+// send returns a function that hands KIngresses to the reconciler's queue.
+func send(events chan<- event.GenericEvent) func(context.Context, map[types.NamespacedName]bool) {
+	return func(ctx context.Context, keys map[types.NamespacedName]bool) {
+		for key := range keys {
+			ing := &v1alpha1.Ingress{}
+			ing.Namespace, ing.Name = key.Namespace, key.Name
+			select {
+			case events <- event.GenericEvent{Object: ing}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
