@@ -67,7 +67,7 @@ func (p *Pusher) Run(ctx context.Context) error {
 				p.log.Warnw("connection to the autoscaler lost, connecting again", "target", p.target, "error", err)
 			}
 		}))
-	defer conn.Shutdown()
+	defer func() { _ = conn.Shutdown() }() // its error is of the last close
 	for {
 		select {
 		case <-ctx.Done():

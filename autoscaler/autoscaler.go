@@ -31,11 +31,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -48,8 +45,7 @@ import (
 // started has ended; anything else is why it could not go on, or not start.
 func Run(ctx context.Context, cfg config.Autoscaler, log *zap.SugaredLogger) error {
 	logger := zapr.NewLogger(log.Desugar())
-	ctrllog.SetLogger(logger) // For what controller-runtime logs outside a manager.
-	restConfig, err := connect(cfg.Cluster)
+	restConfig, err := cfg.Cluster.REST("wisp-autoscaler")
 	if err != nil {
 		return err
 	}
@@ -83,23 +79,6 @@ func Run(ctx context.Context, cfg config.Autoscaler, log *zap.SugaredLogger) err
 		return fmt.Errorf("run autoscaler: %w", err)
 	}
 	return nil
-}
-
-// connect returns how to reach the API server.
-func connect(c config.Cluster) (*rest.Config, error) {
-	var restConfig *rest.Config
-	var err error
-	if c.Kubeconfig == "" {
-		restConfig, err = rest.InClusterConfig()
-	} else {
-		restConfig, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig %q: %w", c.Kubeconfig, err)
-	}
-	restConfig.QPS, restConfig.Burst = c.QPS, c.Burst
-	restConfig.UserAgent = "wisp-autoscaler"
-	return restConfig, nil
 }
 
 func newScheme() (*runtime.Scheme, error) {

@@ -1,8 +1,8 @@
 // Package config holds the settings of Wisp's roles: typed, with defaults, read
 // strictly from YAML and validated before anything starts.
 //
-// It is a leaf: it knows no cluster and no runtime, and starts nothing. Each
-// role's Run takes its struct from here. The files under example/ show every
+// It is a leaf: it imports nothing of Wisp and starts nothing. Each role's Run
+// takes its struct from here. The files under example/ show every
 // key with its default; a test keeps them equal to the code.
 package config
 

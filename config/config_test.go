@@ -61,7 +61,7 @@ func TestLoad(t *testing.T) {
 		want             []string // parts of the error; none: no error
 	}{
 		{"empty file is the defaults", "node", "", nil},
-		{"unknown key", "node", "nmae: x", []string{`unknown field "nmae"`}},
+		{"unknown key", "node", "colour: red", []string{`unknown field "colour"`}},
 		{"not yaml", "autoscaler", "{", []string{"parse settings"}},
 		{"address with port", "node", "address: 127.0.0.1:80", []string{"address = 127.0.0.1:80, must be an IP address without a port"}},
 		{"every broken rule is named", "node", "name: ''\nautoscaler: http://x", []string{"name = ", "autoscaler = http://x, must be a ws://host:port URL"}},

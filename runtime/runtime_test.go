@@ -188,7 +188,7 @@ const sorted = "-10000 8 99 1111 2345 11234 12312 1231231\n"
 // it; else a Go guest that prints the answer.
 func sortModule(b *testing.B) (module []byte, body string) {
 	b.Helper()
-	module, err := []byte(nil), error(nil)
+	var err error
 	if path := os.Getenv("WISP_SORT_WASM"); path != "" {
 		module, err = os.ReadFile(path)
 		body = `{"args":["` + strings.Join(sortArgs, `","`) + `"]}`

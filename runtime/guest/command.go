@@ -146,7 +146,7 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 	instance, err := m.Instantiate(ctx, p.config.WithArgs(argv...))
 	m.Release()
 	if err == nil {
-		defer instance.Close(ctx) // frees what it holds; there is nothing to fail
+		defer func() { _ = instance.Close(ctx) }() // frees what it holds; there is nothing to fail
 		_, err = instance.ExportedFunction(start).Call(ctx)
 	}
 	p.stderr.flush()
