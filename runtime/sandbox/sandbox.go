@@ -37,6 +37,9 @@ type Spec struct {
 	Env []string
 	// ABI says how a request reaches the guest: argv.
 	ABI string
+	// Proven says that a sandbox like this one has started before, so that no
+	// instance need be tried.
+	Proven bool
 	// Log takes what guests write to standard error: one whole line, of at most
 	// 16 KiB and its line break, for each Write, one Write after another. While
 	// a Write blocks, lines wait, and beyond 1 MiB they are dropped and counted.
@@ -76,7 +79,7 @@ type Sandbox struct {
 }
 
 // New compiles the module of spec unless that was done before, tries one
-// instance without running it, and returns a sandbox that takes requests. What
+// instance without running it unless spec is Proven, and returns a sandbox that takes requests. What
 // can never work is api.ErrUnusable.
 func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 	s := &Sandbox{spec: spec, deps: deps, lines: newLineQueue(spec.Log), idle: make(chan struct{})}
@@ -98,8 +101,10 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		return nil, s.named(err)
 	}
 	defer module.Release()
-	if err := s.command.Try(ctx, module); err != nil {
-		return nil, s.named(err)
+	if !spec.Proven {
+		if err := s.command.Try(ctx, module); err != nil {
+			return nil, s.named(err)
+		}
 	}
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	return s, nil

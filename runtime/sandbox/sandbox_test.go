@@ -40,6 +40,7 @@ func run(m *testing.M) int {
 	binaries := map[string][]byte{
 		"loop":    wasmtest.Command(wasmtest.Loop),
 		"imports": wasmtest.Importing([2]string{"env", "f"}),
+		"reactor": wasmtest.Reactor(), // it has no _start
 	}
 	if binaries["puppet"], err = wasmtest.Puppet(); err != nil {
 		log.Fatal(err)
@@ -402,5 +403,21 @@ func TestNewRefuses(t *testing.T) {
 				t.Errorf("got %v, want %v with %q", err, tc.kind, tc.want)
 			}
 		})
+	}
+}
+
+func TestProvenSkipsTheTrial(t *testing.T) {
+	deps := Deps{Modules: modules, Limits: guest.DefaultLimits(1), Log: zap.NewNop().Sugar()}
+	spec := Spec{ID: "ns/pod", Module: "reactor", Argv0: "x", ABI: "argv"}
+	if _, err := New(t.Context(), deps, spec); !errors.Is(err, api.ErrUnusable) {
+		t.Errorf("tried: got %v, want ErrUnusable", err)
+	}
+	spec.Proven = true
+	s, err := New(t.Context(), deps, spec)
+	if err != nil {
+		t.Fatalf("proven: %v", err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
