@@ -1,0 +1,91 @@
+# `make help` lists the targets. Everything that is built or downloaded goes to
+# the user's cache folder, or to build/ and .wisp/, which git ignores.
+
+GO ?= go
+PLATFORM := build/platform
+
+# Of these packages, the tests need a whole platform: they run after the others,
+# one package at a time.
+E2E := ./test/platform ./test/e2e/...
+
+# Tools, pinned. They are built from source by `go run`.
+GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build wisp into build/
+	$(GO) build -buildvcs=false -o build/wisp ./cmd/wisp
+
+.PHONY: $(PLATFORM)
+$(PLATFORM):
+	@$(GO) build -buildvcs=false -o $@ ./test/platform/cmd/platform
+
+.PHONY: tools
+tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kubernetes, Knative, Envoy, a C compiler
+	@$(PLATFORM) build
+
+.PHONY: samples
+samples: $(PLATFORM) ## Compile the samples into build/
+	@cp "$$($(PLATFORM) guest samples/sort/sort.c)" build/sort.wasm
+
+.PHONY: up
+up: $(PLATFORM) ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
+	@$(PLATFORM) up $(UP)
+	@$(PLATFORM) demo
+
+.PHONY: down
+down: $(PLATFORM) ## Stop what `make up` has started (WIPE=1 removes its state too)
+	@$(PLATFORM) down $(if $(WIPE),--wipe)
+
+.PHONY: status
+status: $(PLATFORM) ## Show each component: pid, address, uptime, log
+	@$(PLATFORM) status
+
+.PHONY: logs
+logs: $(PLATFORM) ## Follow the log of a component (C=wisp-node)
+	@$(PLATFORM) logs --follow $(or $(C),$(error name a component: make logs C=wisp-node))
+
+.PHONY: test
+test: vet unit e2e ## Run every test: unit tests, then those on a real platform
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: unit
+unit: tools ## Run the unit tests, with the race detector
+	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
+
+.PHONY: e2e
+e2e: ## Run the tests that need a platform, on one of their own
+	$(GO) test -race -count=1 -p 1 -timeout 30m $(E2E)
+
+.PHONY: bench
+bench: tools samples ## Run the benchmarks: those of packages, then cold against warm through Envoy
+	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
+	$(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
+
+.PHONY: golden
+golden: ## Rewrite the golden files of tests
+	$(GO) test ./xds/translate -update
+
+.PHONY: check
+check: ## Format, tidy, vet and lint; fails if that changes anything or finds something
+	$(GO) run $(GOFUMPT) -w .
+	$(GO) mod tidy
+	$(GO) vet ./...
+	$(GO) run $(GOLANGCI_LINT) run
+	@git diff --exit-code && test -z "$$(git status --porcelain)" || { git status --short; echo 'check: the tree is not clean'; exit 1; }
+
+.PHONY: clean
+clean: ## Remove what was built here; the platform's state stays (see down)
+	rm -rf build
+
+# <(…) is bash's.
+SHELL := /bin/bash

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/wisp-serving/wisp/test/platform/ports"
+	"github.com/wisp-serving/wisp/test/platform/stack"
+	"github.com/wisp-serving/wisp/test/platform/tools"
+)
+
+// stateFlag adds --state, which every command that concerns one platform has.
+func stateFlag(c *cobra.Command, dir *string) {
+	c.Flags().StringVar(dir, "state", "", "the platform's `folder` (default: .wisp in the checkout)")
+}
+
+// openState makes the --state flag absolute.
+func openState(dir string) (stack.State, error) {
+	if dir == "" {
+		root, err := tools.FindRoot()
+		if err != nil {
+			return stack.State{}, fmt.Errorf("find the state folder: %w: name it with --state", err)
+		}
+		dir = filepath.Join(root, ".wisp")
+	}
+	abs, err := filepath.Abs(dir)
+	return stack.State{Dir: abs}, err
+}
+
+// newBuilder makes a builder for the checkout that holds the working folder.
+func newBuilder(out io.Writer) (*tools.Builder, error) {
+	root, err := tools.FindRoot()
+	if err != nil {
+		return nil, err
+	}
+	cache, err := tools.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	return &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(out, line) }}, nil
+}
+
+// portFlags are --ports and --port.
+type portFlags struct {
+	set    string
+	single []string
+}
+
+func (f *portFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.set, "ports", "default", "`set` of ports: default, or free for ones that nobody uses")
+	var names []string
+	p := ports.Default()
+	for _, s := range p.Settings() {
+		names = append(names, s.Name)
+	}
+	c.Flags().StringArrayVar(&f.single, "port", nil, "one port, as `NAME=NUMBER`; names are "+strings.Join(names, ", "))
+}
+
+// choose returns the ports and the node's address.
+func (f *portFlags) choose() (ports.Ports, string, error) {
+	p, node := ports.Default(), stack.DefaultNodeAddress
+	switch f.set {
+	case "default":
+	case "free":
+		var err error
+		if p, err = ports.Free(); err != nil {
+			return p, "", err
+		}
+		if node, err = stack.FreeNodeAddress(); err != nil {
+			return p, "", err
+		}
+	default:
+		return p, "", fmt.Errorf("--ports = %q, must be default or free", f.set)
+	}
+	for _, s := range f.single {
+		name, text, _ := strings.Cut(s, "=")
+		number, err := strconv.Atoi(text)
+		if err != nil {
+			return p, "", fmt.Errorf("--port = %q, must be NAME=NUMBER", s)
+		}
+		if err := p.Set(name, number); err != nil {
+			return p, "", err
+		}
+	}
+	return p, node, nil
+}
+
+// shown is a path as short as it can be said from here.
+func shown(path string) string {
+	wd, err := os.Getwd()
+	if err != nil {
+		return path
+	}
+	rel, err := filepath.Rel(wd, path)
+	if err != nil || strings.HasPrefix(rel, "..") {
+		return path
+	}
+	return rel
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/wisp-serving/wisp/test/platform/ports"
+	"github.com/wisp-serving/wisp/test/platform/stack"
+	"github.com/wisp-serving/wisp/test/platform/supervise"
+)
+
+// upOptions are the flags of `platform up`.
+type upOptions struct {
+	state       string
+	ports       portFlags
+	nodeAddress string
+	withoutWisp bool
+	race        bool
+}
+
+func upCommand() *cobra.Command {
+	var o upOptions
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Build what is missing, start everything and wait until it is ready",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return up(c.Context(), o, c.OutOrStdout())
+		},
+	}
+	stateFlag(c, &o.state)
+	o.ports.add(c)
+	c.Flags().StringVar(&o.nodeAddress, "node-address", "", "loopback `address` of the wisp node (default "+stack.DefaultNodeAddress+")")
+	c.Flags().BoolVar(&o.withoutWisp, "without-wisp", false, "leave Wisp's roles and Envoy out")
+	c.Flags().BoolVar(&o.race, "race", false, "build wisp with the race detector")
+	return c
+}
+
+func up(ctx context.Context, o upOptions, out io.Writer) error {
+	state, err := openState(o.state)
+	if err != nil {
+		return err
+	}
+	if running, err := alreadyUp(state); err != nil || running {
+		if running {
+			fmt.Fprintf(out, "a platform runs in %s already; `platform status` shows it, `platform down` stops it\n", shown(state.Dir))
+		}
+		return err
+	}
+	if _, err := stack.Stop(ctx, state); err != nil { // what a dead supervisor left
+		return err
+	}
+	cfg, err := configure(ctx, o, state, out)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := stack.Launch(ctx, cfg, func(line string) { fmt.Fprintln(out, line) }); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "ready after %s\n", time.Since(begun).Round(100*time.Millisecond))
+	describe(cfg, out)
+	return nil
+}
+
+// configure builds what is missing and makes the configuration.
+func configure(ctx context.Context, o upOptions, state stack.State, out io.Writer) (stack.Config, error) {
+	cfg := stack.Config{State: state, WithoutWisp: o.withoutWisp}
+	var err error
+	if cfg.Ports, cfg.NodeAddress, err = o.ports.choose(); err != nil {
+		return cfg, err
+	}
+	if o.nodeAddress != "" {
+		cfg.NodeAddress = o.nodeAddress
+	}
+	// Before minutes of building: what can't work should be said at once.
+	if err := errors.Join(cfg.Validate(), cfg.CheckPorts()); err != nil {
+		return cfg, err
+	}
+	b, err := newBuilder(out)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Root = b.Root
+	if cfg.Programs, err = b.Build(ctx); err != nil {
+		return cfg, err
+	}
+	if !o.withoutWisp {
+		if cfg.Wisp, err = b.Wisp(ctx, o.race); err != nil {
+			return cfg, err
+		}
+	}
+	cfg.Platform, err = os.Executable()
+	return cfg, err
+}
+
+func alreadyUp(state stack.State) (bool, error) {
+	snapshot, err := supervise.ReadSnapshot(state.Status())
+	return snapshot.Supervisor.Running(), err
+}
+
+func describe(cfg stack.Config, out io.Writer) {
+	line := func(name, value string) { fmt.Fprintf(out, "  %-11s %s\n", name, value) }
+	if !cfg.WithoutWisp {
+		line("gateway", cfg.Gateway())
+	}
+	line("registry", cfg.Registry())
+	line("API server", "https://"+ports.Address(ports.Loopback, cfg.Ports.APIServer))
+	line("kubeconfig", shown(cfg.State.Kubeconfig()))
+	line("logs", shown(cfg.State.Logs()))
+	line("to use it", "source "+shown(cfg.State.Env()))
+}
+
+func downCommand() *cobra.Command {
+	var dir string
+	var wipe bool
+	c := &cobra.Command{
+		Use:   "down",
+		Short: "Stop everything",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			state, err := openState(dir)
+			if err != nil {
+				return err
+			}
+			return down(c.Context(), state, wipe, c.OutOrStdout())
+		},
+	}
+	stateFlag(c, &dir)
+	c.Flags().BoolVar(&wipe, "wipe", false, "remove the state folder too: the cluster's objects, the registry's images, the logs")
+	return c
+}
+
+func down(ctx context.Context, state stack.State, wipe bool, out io.Writer) error {
+	begun := time.Now()
+	stopped, err := stack.Stop(ctx, state)
+	if err != nil {
+		return err
+	}
+	if stopped {
+		fmt.Fprintf(out, "stopped in %s\n", time.Since(begun).Round(100*time.Millisecond))
+	} else {
+		fmt.Fprintf(out, "nothing runs in %s\n", shown(state.Dir))
+	}
+	if !wipe {
+		return nil
+	}
+	if err := state.Wipe(); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "removed %s\n", shown(state.Dir))
+	return nil
+}
+
+func superviseCommand() *cobra.Command {
+	var dir string
+	var report bool
+	c := &cobra.Command{
+		Use:    "supervise",
+		Short:  "Run the platform in a state folder (what `platform up` starts)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			state, err := openState(dir)
+			if err != nil {
+				return err
+			}
+			var launcher *os.File
+			if report {
+				launcher = os.NewFile(stack.ReportFD, "report")
+			}
+			return stack.Serve(c.Context(), state, c.OutOrStdout(), launcher)
+		},
+	}
+	stateFlag(c, &dir)
+	c.Flags().BoolVar(&report, "report", false, "report to descriptor 3 until ready")
+	return c
+}
+
+// platformOf loads the configuration of the platform in a state folder.
+func platformOf(dir string) (stack.Config, error) {
+	state, err := openState(dir)
+	if err != nil {
+		return stack.Config{}, err
+	}
+	cfg, err := stack.Load(state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return cfg, fmt.Errorf("there is no platform in %s: start one with `platform up`", shown(state.Dir))
+	}
+	return cfg, err
+}
