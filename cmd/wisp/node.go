@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"knative.dev/serving/pkg/client/clientset/versioned"
+	"knative.dev/serving/pkg/networking"
+
+	"github.com/wisp-serving/wisp/activator"
+	"github.com/wisp-serving/wisp/activator/revisions"
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider"
+	"github.com/wisp-serving/wisp/runtime"
+)
+
+func nodeCommand() *cobra.Command {
+	var settings string
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Be a Kubernetes node whose pods are wasm modules in this process",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadNode(settings)
+			if err != nil {
+				return err
+			}
+			log, err := newLog("node", cfg.Log)
+			if err != nil {
+				return err
+			}
+			n, err := newNode(cfg, log)
+			if err != nil {
+				return err
+			}
+			return n.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&settings, "config", "", "YAML file with the node's settings; without it, the defaults")
+	return cmd
+}
+
+// node is the process that `wisp node` runs: the runtime, the provider that
+// fills it with pods, and the activator that brings it requests.
+type node struct {
+	cfg       config.Node
+	runtime   *runtime.Runtime
+	provider  *provider.Provider
+	revisions *revisions.Revisions
+	activator *activator.Activator
+	pusher    *activator.Pusher
+}
+
+func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
+	n := &node{cfg: cfg}
+	kubelet, reader, err := clients(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if n.pusher, err = activator.NewPusher(cfg.Autoscaler, log); err != nil {
+		return nil, err
+	}
+	n.revisions, err = revisions.New(reader, func(key types.NamespacedName, uid types.UID) {
+		n.activator.Forget(key)
+		n.provider.ForgetRevision(uid)
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.activator, err = activator.New(activator.Config{
+		Addr:      net.JoinHostPort(cfg.Address, strconv.Itoa(networking.BackendHTTPPort)),
+		NodeName:  cfg.Name,
+		Revisions: n.revisions,
+		StartEarly: func(ctx context.Context, r activator.Revision) error {
+			return n.provider.StartEarly(ctx, r.NamespacedName, r.UID)
+		},
+		Report:       n.pusher.Report,
+		QueueTimeout: cfg.QueueTimeout.Duration,
+		DrainTimeout: cfg.DrainTimeout.Duration,
+		Log:          log.Named("activator"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.runtime, err = runtime.New(runtime.Config{
+		DataDir:            cfg.DataDir,
+		Guest:              cfg.Guest,
+		InsecureRegistries: cfg.InsecureRegistries,
+		Log:                log.Named("runtime"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.provider, err = provider.New(provider.Config{
+		Node:    cfg,
+		Version: version(),
+		Client:  kubelet,
+		Runtime: n.runtime,
+		Router:  n.activator,
+		Log:     log.Named("provider"),
+	})
+	return n, err
+}
+
+// run starts what requests need before what brings them, and stops in reverse:
+// requests are drained while their functions still run.
+func (n *node) run(ctx context.Context) error {
+	outlive, stopRest := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRest()
+	rest, outlive := errgroup.WithContext(outlive)
+	// What fails of the rest ends the request path too.
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(outlive, stop)()
+
+	rest.Go(func() error { return n.revisions.Run(outlive) })
+	rest.Go(func() error { return n.pusher.Run(outlive) })
+	rest.Go(func() error { return n.provider.Run(outlive) })
+	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready) })
+
+	err := n.revisions.Synced(ctx)
+	if err == nil {
+		err = n.activator.Run(ctx)
+	} else if ctx.Err() != nil {
+		err = nil
+	}
+	stopRest()
+	err = errors.Join(err, rest.Wait())
+	// Every sandbox is closed: the runtime has nothing left to wait for.
+	return errors.Join(err, n.runtime.Close(context.Background()))
+}
+
+// ready is whether the node takes pods and requests.
+func (n *node) ready() error {
+	select {
+	case <-n.activator.Ready():
+	default:
+		return errors.New("requests are not served yet")
+	}
+	select {
+	case <-n.provider.Ready():
+	default:
+		return errors.New("the node is not registered yet")
+	}
+	return nil
+}
+
+// clients returns a client of each of the node's identities.
+func clients(cfg config.Node) (*kubernetes.Clientset, *versioned.Clientset, error) {
+	kubeletConfig, err := cfg.Cluster.REST("wisp-node")
+	if err != nil {
+		return nil, nil, fmt.Errorf("cluster: %w", err)
+	}
+	readerConfig, err := cfg.Reader.REST("wisp-node-reader")
+	if err != nil {
+		return nil, nil, fmt.Errorf("reader: %w", err)
+	}
+	kubelet, err := kubernetes.NewForConfig(kubeletConfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the kubelet's client: %w", err)
+	}
+	reader, err := versioned.NewForConfig(readerConfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the reader's client: %w", err)
+	}
+	return kubelet, reader, nil
+}
