@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	stdlog "log" //nolint:depguard // http.Server asks for it
 	"net"
 	"net/http"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapio"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/autoscaler/metrics"
@@ -58,8 +60,8 @@ type Config struct {
 	NodeName  string
 	Revisions Revisions
 	// StartEarly starts a revision's function ahead of its Pod and adds it as
-	// a target before it returns. It is called with a context that ends with
-	// Run, at most once at a time per revision.
+	// a target before it returns. It is called with a context that ends when
+	// Run has drained, at most once at a time per revision.
 	StartEarly func(context.Context, Revision) error
 	// Report takes one second's stats, or a single one at once when a request
 	// meets a revision without targets. It must not block.
@@ -137,16 +139,21 @@ func (a *Activator) Add(revision types.NamespacedName, id types.UID, concurrency
 	a.entry(revision).slots.add(id, concurrency, h)
 }
 
-// Remove takes the target away: it gets no new request. Requests that it is
-// handling go on; ending them is its owner's affair. Removing an unknown id
-// does nothing.
-func (a *Activator) Remove(revision types.NamespacedName, id types.UID) {
+// Remove takes the target away: it gets no new request. Requests that have it
+// go on, and the channel is closed when the last one has ended; ending them
+// earlier is the target's owner's affair. An unknown id has none.
+func (a *Activator) Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{}) {
 	a.mu.RLock()
 	e := a.revisions[revision]
 	a.mu.RUnlock()
-	if e != nil {
-		e.slots.remove(id)
+	if e == nil {
+		return closed()
 	}
+	drained, cold := e.slots.remove(id)
+	if r, ok := a.cfg.Revisions.Get(revision); cold && ok {
+		a.activate(r, e)
+	}
+	return drained
 }
 
 // Run serves until ctx ends, then drains. It returns after every goroutine it
@@ -156,10 +163,13 @@ func (a *Activator) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for requests on %s: %w", a.cfg.Addr, err)
 	}
-	srv := newServer(a)
+	srv := newServer(a, a.cfg.Log)
 
+	// Not ended by ctx: a request that is drained may wait for its start.
+	starts, stopStarts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopStarts()
+	a.admitStarts(starts)
 	g, ctx := errgroup.WithContext(ctx)
-	a.admitStarts(ctx)
 	g.Go(func() error {
 		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve requests on %s: %w", a.cfg.Addr, err)
@@ -176,6 +186,7 @@ func (a *Activator) Run(ctx context.Context) error {
 	})
 	close(a.ready)
 	err = g.Wait()
+	stopStarts()
 	a.joinStarts()
 	return err
 }
@@ -193,8 +204,9 @@ func (a *Activator) drain(ctx context.Context, srv *http.Server) error {
 }
 
 // newServer bounds what a peer can hold open: headers in time and size, idle
-// connections. Bodies are bounded by the revision's timeout and its ABI.
-func newServer(h http.Handler) *http.Server {
+// connections. Bodies are bounded in time by ServeHTTP, in size by the
+// function's ABI.
+func newServer(h http.Handler, log *zap.SugaredLogger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -204,6 +216,8 @@ func newServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
+		// What peers do wrong, they could do without end.
+		ErrorLog: stdlog.New(&zapio.Writer{Log: log.Desugar(), Level: zap.DebugLevel}, "", 0),
 	}
 }
 

@@ -3,6 +3,7 @@ package activator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -265,6 +266,38 @@ func TestRequestWithoutEarlyStartWaitsForThePod(t *testing.T) {
 	}
 }
 
+// TestRequestStartsTheFunctionAgainWhenItsTargetGoes shows that who waits in line
+// isn't left there when the last target, busy until then, is removed.
+func TestRequestStartsTheFunctionAgainWhenItsTargetGoes(t *testing.T) {
+	var b *bench
+	b = start(t, func(c *Config) {
+		c.StartEarly = func(_ context.Context, r Revision) error {
+			b.Add(r.NamespacedName, "early", 1, nothing)
+			return nil
+		}
+	})
+	inside, release := make(chan struct{}), make(chan struct{})
+	b.Add(sortKey, "pod", 1, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(inside)
+		<-release
+	}))
+	answers := make(chan int, 2)
+	send := func() {
+		status, _, _ := do(t, b.request(t))
+		answers <- status
+	}
+	go send()
+	<-inside
+	go send()
+	waitFor(t, func() bool { _, waiting := b.entry(sortKey).slots.occupancy(); return waiting == 1 })
+	b.Remove(sortKey, "pod")
+	if status := <-answers; status != http.StatusOK {
+		t.Errorf("got %d for the request in line, want 200 from a new start", status)
+	}
+	close(release)
+	<-answers
+}
+
 func TestRequestThatNobodyServesGets503(t *testing.T) {
 	b := start(t, func(c *Config) { c.QueueTimeout = 10 * time.Millisecond })
 	status, body, _ := do(t, b.request(t))
@@ -303,6 +336,86 @@ func TestPanickingFunctionGivesItsSlotBack(t *testing.T) {
 	if status, _, _ := do(t, b.request(t)); status != http.StatusOK {
 		t.Fatalf("got %d, want the slot to be free again", status)
 	}
+}
+
+// TestStalledClientGivesItsSlotBack sends a request whose body never comes, and
+// one whose answer is never read.
+func TestStalledClientGivesItsSlotBack(t *testing.T) {
+	tests := map[string]http.HandlerFunc{
+		"Content-Length: 10": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) },
+		"Content-Length: 0":  func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 64<<20)) },
+	}
+	for header, h := range tests {
+		t.Run(header, func(t *testing.T) {
+			b := start(t, func(c *Config) {
+				c.Revisions = revisionSet{sortKey: {NamespacedName: sortKey, Timeout: 10 * time.Millisecond}}
+				c.DrainTimeout = time.Millisecond
+			})
+			ended := make(chan struct{})
+			b.Add(sortKey, "pod", 1, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer close(ended)
+				h(w, r)
+			}))
+			conn, err := net.Dial("tcp", strings.TrimPrefix(b.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: sort\r\n%s: %s\r\n%s: %s\r\n%s\r\n\r\n",
+				knativeactivator.RevisionHeaderNamespace, sortKey.Namespace,
+				knativeactivator.RevisionHeaderName, sortKey.Name, header)
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+				t.Error("the function still waits for the client")
+			}
+		})
+	}
+}
+
+// TestRunDrainsColdRequests shows that a stop doesn't end the start for which a
+// request waits.
+func TestRunDrainsColdRequests(t *testing.T) {
+	starting, release := make(chan struct{}), make(chan struct{})
+	cfg := Config{
+		Addr: freeAddr(t), NodeName: "n", Log: zaptest.NewLogger(t).Sugar(),
+		Revisions:    revisionSet{sortKey: {NamespacedName: sortKey, Timeout: time.Minute}},
+		Report:       func([]metrics.StatMessage) {},
+		QueueTimeout: 10 * time.Second, DrainTimeout: time.Minute,
+	}
+	var a *Activator
+	cfg.StartEarly = func(ctx context.Context, r Revision) error {
+		close(starting)
+		<-release
+		if ctx.Err() == nil {
+			a.Add(r.NamespacedName, "early", 0, nothing)
+		}
+		return ctx.Err()
+	}
+	a, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	<-a.Ready()
+	b := &bench{url: "http://" + cfg.Addr}
+	answer := make(chan int, 1)
+	go func() {
+		status, _, _ := do(t, b.request(t))
+		answer <- status
+	}()
+	<-starting
+	stop()
+	close(release)
+	if status := <-answer; status != http.StatusOK {
+		t.Errorf("got %d, want the start to go on for the request", status)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // TestRunDrains shows that a stop lets the running request finish.
@@ -380,6 +493,12 @@ func TestForgottenRevisionKeepsNothing(t *testing.T) {
 	}
 }
 
+// deadlines is a recorder with the deadlines of a server's writers.
+type deadlines struct{ *httptest.ResponseRecorder }
+
+func (deadlines) SetReadDeadline(time.Time) error  { return nil }
+func (deadlines) SetWriteDeadline(time.Time) error { return nil }
+
 // BenchmarkServeHTTP is the node's own share of a warm request, over a function
 // that does nothing, beside the same function called bare.
 func BenchmarkServeHTTP(b *testing.B) {
@@ -397,7 +516,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			r := httptest.NewRequest(http.MethodPost, "/", nil)
-			w := httptest.NewRecorder()
+			w := deadlines{httptest.NewRecorder()}
 			for b.Loop() {
 				r.Header.Set(knativeactivator.RevisionHeaderNamespace, sortKey.Namespace)
 				r.Header.Set(knativeactivator.RevisionHeaderName, sortKey.Name)

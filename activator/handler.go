@@ -34,6 +34,7 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	ctx, cancel := context.WithTimeout(r.Context(), revision.Timeout)
 	defer cancel()
+	defer bound(w, time.Now().Add(revision.Timeout+lastWords))()
 	t, err := a.slot(ctx, revision, e)
 	if err != nil {
 		a.refuse(w, r, key, err)
@@ -44,17 +45,29 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t.handler.ServeHTTP(w, r.WithContext(ctx))
 }
 
+// lastWords is how long after a revision's timeout the answer that says so may
+// take.
+const lastWords = time.Second
+
+// bound sets when reads of the request's body and writes of its answer fail: a
+// context ends neither, and a client that stalls would keep its slot. The
+// returned func frees the connection for its next request, as net/http does for
+// reads alone. A writer without deadlines is left as it is.
+func bound(w http.ResponseWriter, at time.Time) func() {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(at)
+	_ = c.SetWriteDeadline(at)
+	return func() { _ = c.SetWriteDeadline(time.Time{}) }
+}
+
 // slot takes a slot of the revision, starting its function if none runs here.
 func (a *Activator) slot(ctx context.Context, revision Revision, e *entry) (*target, error) {
 	if t := e.slots.try(); t != nil {
 		return t, nil
 	}
-	if targets, _ := e.slots.occupancy(); targets == 0 {
-		a.activate(revision, e)
-	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.QueueTimeout)
 	defer cancel()
-	return e.slots.wait(ctx)
+	return e.slots.wait(ctx, func() { a.activate(revision, e) })
 }
 
 // refuse answers a request that got no slot. Statuses are those of Knative's

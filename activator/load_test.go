@@ -2,12 +2,17 @@ package activator
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"go.uber.org/zap/zaptest"
-
+	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/autoscaler/metrics"
 	"knative.dev/serving/pkg/autoscaler/statserver"
 )
@@ -105,6 +110,56 @@ func sendUntilReceived(p *Pusher, received <-chan metrics.StatMessage) metrics.S
 		case <-tick.C:
 			p.Report([]metrics.StatMessage{newLoad(time.Now()).poke(sortKey, "node-a")})
 		}
+	}
+}
+
+// TestPusherStopsAtOnce holds for an autoscaler that reads and for one that
+// doesn't, whose full buffers block a write.
+func TestPusherStopsAtOnce(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		t.Run(fmt.Sprintf("reads %v", reads), func(t *testing.T) {
+			connected, release := make(chan struct{}), make(chan struct{})
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				close(connected)
+				for err == nil && reads {
+					_, _, err = conn.NextReader()
+				}
+				<-release
+			}))
+			defer server.Close()
+			defer close(release)
+			pusher, err := NewPusher("ws"+strings.TrimPrefix(server.URL, "http"), zaptest.NewLogger(t).Sugar())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- pusher.Run(ctx) }()
+			<-connected
+			if !reads {
+				stats := make([]metrics.StatMessage, 100_000) // more than a socket buffers
+				for i := range stats {
+					stats[i].Key = types.NamespacedName{Namespace: strings.Repeat("n", 253), Name: "r"}
+				}
+				pusher.Report(stats)
+				waitFor(t, func() bool { return len(pusher.batches) == 0 })
+			}
+			cancel()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(writeTimeout - time.Second):
+				t.Error("Run still goes on")
+			}
+		})
 	}
 }
 

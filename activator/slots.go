@@ -30,7 +30,18 @@ type target struct {
 	id          types.UID
 	concurrency int // 0: any number
 	handler     http.Handler
-	inFlight    int // guarded by slots.mu
+	drained     chan struct{} // closed when removed && inFlight == 0
+
+	// Guarded by slots.mu.
+	inFlight int
+	removed  bool
+}
+
+// idle notes the end of the last request of a removed target.
+func (t *target) idle() {
+	if t.removed && t.inFlight == 0 {
+		close(t.drained)
+	}
 }
 
 func (t *target) free() bool { return t.concurrency == 0 || t.inFlight < t.concurrency }
@@ -47,9 +58,10 @@ func (s *slots) try() *target {
 	return s.take()
 }
 
-// wait takes a slot, waiting for one until ctx ends. It fails with
-// errQueueFull without waiting, or with ctx's error.
-func (s *slots) wait(ctx context.Context) (*target, error) {
+// wait takes a slot, waiting for one until ctx ends. It calls cold if it waits
+// while there is no target at all. It fails with errQueueFull without waiting,
+// or with ctx's error.
+func (s *slots) wait(ctx context.Context, cold func()) (*target, error) {
 	s.mu.Lock()
 	if s.waiters.Len() == 0 {
 		if t := s.take(); t != nil {
@@ -63,7 +75,11 @@ func (s *slots) wait(ctx context.Context) (*target, error) {
 	}
 	grant := make(chan *target, 1)
 	place := s.waiters.PushBack(grant)
+	isCold := s.isCold()
 	s.mu.Unlock()
+	if isCold {
+		cold()
+	}
 
 	select {
 	case t := <-grant:
@@ -92,14 +108,16 @@ func (s *slots) add(id types.UID, concurrency int, h http.Handler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop(id)
-	s.targets = append(s.targets, &target{id: id, concurrency: concurrency, handler: h})
+	s.targets = append(s.targets, &target{id: id, concurrency: concurrency, handler: h, drained: make(chan struct{})})
 	s.grant()
 }
 
-func (s *slots) remove(id types.UID) {
+// remove takes the target away. drained is closed when its last request has
+// ended; cold is whether requests wait and no target is left for them.
+func (s *slots) remove(id types.UID) (drained <-chan struct{}, cold bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.drop(id)
+	return s.drop(id), s.isCold()
 }
 
 // occupancy returns how many targets there are and how many requests wait.
@@ -125,8 +143,11 @@ func (s *slots) take() *target {
 	return best
 }
 
+func (s *slots) isCold() bool { return len(s.targets) == 0 && s.waiters.Len() > 0 }
+
 func (s *slots) giveBack(t *target) {
 	t.inFlight--
+	t.idle()
 	s.grant()
 }
 
@@ -141,6 +162,22 @@ func (s *slots) grant() {
 	}
 }
 
-func (s *slots) drop(id types.UID) {
-	s.targets = slices.DeleteFunc(s.targets, func(t *target) bool { return t.id == id })
+// drop takes the target off the list and returns its drained channel, a closed
+// one if there is no such target.
+func (s *slots) drop(id types.UID) <-chan struct{} {
+	i := slices.IndexFunc(s.targets, func(t *target) bool { return t.id == id })
+	if i < 0 {
+		return closed()
+	}
+	t := s.targets[i]
+	s.targets = slices.Delete(s.targets, i, i+1)
+	t.removed = true
+	t.idle()
+	return t.drained
+}
+
+func closed() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
 }

@@ -53,7 +53,7 @@ func TestSlotsWait(t *testing.T) {
 			var order []int
 			for i := range 3 {
 				go func() {
-					got, err := s.wait(t.Context())
+					got, err := s.wait(t.Context(), func() {})
 					if err != nil {
 						t.Error(err)
 						return
@@ -75,7 +75,7 @@ func TestSlotsWait(t *testing.T) {
 			s := newSlots(10)
 			granted := make(chan *target, 1)
 			go func() {
-				got, _ := s.wait(t.Context())
+				got, _ := s.wait(t.Context(), func() {})
 				granted <- got
 			}()
 			synctest.Wait()
@@ -90,7 +90,7 @@ func TestSlotsWait(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSlots(10)
 			go s.add("late", 1, nothing)
-			got, err := s.wait(t.Context())
+			got, err := s.wait(t.Context(), func() {})
 			if err != nil || got.id != "late" {
 				t.Errorf("got %v, %v, want the target that came late", got, err)
 			}
@@ -100,9 +100,9 @@ func TestSlotsWait(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSlots(1)
 			ctx, cancel := context.WithCancel(t.Context())
-			go s.wait(ctx)
+			go s.wait(ctx, func() {})
 			synctest.Wait()
-			if _, err := s.wait(t.Context()); !errors.Is(err, errQueueFull) {
+			if _, err := s.wait(t.Context(), func() {}); !errors.Is(err, errQueueFull) {
 				t.Errorf("got %v, want errQueueFull", err)
 			}
 			cancel()
@@ -113,7 +113,7 @@ func TestSlotsWait(t *testing.T) {
 			s := newSlots(1)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			if _, err := s.wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := s.wait(ctx, func() {}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got %v, want the deadline's error", err)
 			}
 			if _, waiting := s.occupancy(); waiting != 0 {
@@ -135,6 +135,32 @@ func TestSlotsRemovedTargetTakesNoMore(t *testing.T) {
 	s.release(held)
 	if s.try() != nil {
 		t.Fatal("a removed target got a request")
+	}
+}
+
+func TestSlotsRemovedTargetDrains(t *testing.T) {
+	drained := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	s := newSlots(10)
+	s.add("a", 2, nothing)
+	first, second := s.try(), s.try()
+	busy, _ := s.remove("a")
+	s.release(first)
+	if drained(busy) {
+		t.Error("drained with a request left")
+	}
+	s.release(second)
+	if !drained(busy) {
+		t.Error("not drained after its last request")
+	}
+	if unknown, _ := s.remove("a"); !drained(unknown) {
+		t.Error("an unknown target is not drained")
 	}
 }
 
@@ -168,7 +194,7 @@ func TestSlotsHammer(t *testing.T) {
 		requests.Go(func() {
 			for n := range 500 {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n%3)*time.Microsecond+time.Nanosecond)
-				got, err := s.wait(ctx)
+				got, err := s.wait(ctx, func() {})
 				cancel()
 				if err != nil {
 					continue

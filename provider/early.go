@@ -21,6 +21,15 @@ type template struct {
 	image oci.Image
 }
 
+// revisionKey names a revision for certain. A name comes again with another
+// UID, and a Pod's labels may claim the UID of a revision in another namespace.
+type revisionKey struct {
+	types.NamespacedName
+	uid types.UID
+}
+
+func keyOf(spec podspec.Spec) revisionKey { return revisionKey{spec.Revision, spec.RevisionUID} }
+
 // earlyStarts starts functions ahead of their Pods and hands them over. At most
 // one per revision runs so, for at most a lease.
 //
@@ -32,14 +41,18 @@ type earlyStarts struct {
 	log     *zap.SugaredLogger
 
 	mu        sync.Mutex
-	templates map[types.UID]template // by revision UID
-	functions map[types.UID]*earlyFunction
-	lives     sync.WaitGroup
+	templates map[revisionKey]template
+	functions map[revisionKey]*earlyFunction
+	count     int            // of functions so far, to tell them apart
+	lives     sync.WaitGroup // of functions, from before their start
 	stopped   bool
 }
 
 // earlyFunction is a function without a Pod.
 type earlyFunction struct {
+	// id is never used again: the function may stay in the router, as a Pod's,
+	// while the next one starts.
+	id       string
 	template template
 	// started is closed when the start is over; function is nil if it failed.
 	started  chan struct{}
@@ -54,8 +67,8 @@ func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, log *za
 		router:    router,
 		lease:     lease,
 		log:       log,
-		templates: make(map[types.UID]template),
-		functions: make(map[types.UID]*earlyFunction),
+		templates: make(map[revisionKey]template),
+		functions: make(map[revisionKey]*earlyFunction),
 	}
 }
 
@@ -63,17 +76,18 @@ func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, log *za
 func (e *earlyStarts) admit(t template) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.templates[t.spec.RevisionUID] = t
+	e.templates[keyOf(t.spec)] = t
 }
 
 // start runs the revision's function and adds it to the router. It fails if
 // nothing of the revision was admitted here, or if it must wait for its Pod.
-func (e *earlyStarts) start(ctx context.Context, revision types.NamespacedName, uid types.UID) error {
-	ef, err := e.begin(revision, uid)
+func (e *earlyStarts) start(ctx context.Context, revision revisionKey) error {
+	ef, err := e.begin(revision)
 	if err != nil {
 		return err
 	}
-	f, err := e.run(ctx, ef.template)
+	defer e.lives.Done()
+	f, err := e.run(ctx, ef)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -82,29 +96,30 @@ func (e *earlyStarts) start(ctx context.Context, revision types.NamespacedName, 
 		e.drop(ef)
 		return err
 	}
-	if e.stopped || e.functions[uid] != ef {
+	if e.stopped || e.functions[revision] != ef {
 		e.drop(ef)
-		e.lives.Go(func() { e.finish(revision, f) })
+		e.lives.Go(func() { e.finish(ef.template.spec, f) })
 		return fmt.Errorf("revision %s, or the node, goes away", revision)
 	}
 	ef.function = f
-	e.router.Add(revision, f.target, ef.template.spec.Concurrency, f)
+	e.router.Add(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f)
 	e.lives.Go(func() { e.live(ef) })
 	return nil
 }
 
 // drop removes ef unless it was replaced; called with mu held.
 func (e *earlyStarts) drop(ef *earlyFunction) {
-	if uid := ef.template.spec.RevisionUID; e.functions[uid] == ef {
-		delete(e.functions, uid)
+	if key := keyOf(ef.template.spec); e.functions[key] == ef {
+		delete(e.functions, key)
 	}
 }
 
-// begin reserves the revision's place.
-func (e *earlyStarts) begin(revision types.NamespacedName, uid types.UID) (*earlyFunction, error) {
+// begin reserves the revision's place. Unless it fails, the start counts among
+// lives.
+func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t, ok := e.templates[uid]
+	t, ok := e.templates[revision]
 	switch {
 	case e.stopped:
 		return nil, errors.New("the node is stopping")
@@ -112,23 +127,27 @@ func (e *earlyStarts) begin(revision types.NamespacedName, uid types.UID) (*earl
 		return nil, fmt.Errorf("no pod of revision %s has run on this node yet", revision)
 	case !t.spec.EarlyStart:
 		return nil, fmt.Errorf("revision %s asks to wait for its pod", revision)
-	case e.functions[uid] != nil:
+	case e.functions[revision] != nil:
 		return nil, fmt.Errorf("revision %s is already starting", revision)
 	}
-	ef := &earlyFunction{template: t, started: make(chan struct{}), taken: make(chan struct{})}
-	e.functions[uid] = ef
+	e.count++
+	e.lives.Add(1)
+	id := fmt.Sprintf("early/%s/%s/%d", revision, revision.uid, e.count)
+	ef := &earlyFunction{id: id, template: t, started: make(chan struct{}), taken: make(chan struct{})}
+	e.functions[revision] = ef
 	return ef, nil
 }
 
-func (e *earlyStarts) run(ctx context.Context, t template) (*function, error) {
-	revision := t.spec.Revision
-	id := "early/" + revision.String() + "/" + string(t.spec.RevisionUID)
+func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, error) {
+	t, revision := ef.template, ef.template.spec.Revision
 	log := guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)}
-	sb, err := e.runtime.Start(ctx, sandboxSpec(id, t.image, t.spec, log))
+	spec := sandboxSpec(ef.id, t.image, t.spec, log)
+	spec.Proven = true // as a template: it was admitted after it had started
+	sb, err := e.runtime.Start(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	return &function{Sandbox: sb, target: types.UID(id), imageID: t.image.Reference}, nil
+	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference}, nil
 }
 
 // live holds the function until a Pod takes it or the lease ends.
@@ -142,7 +161,7 @@ func (e *earlyStarts) live(ef *earlyFunction) {
 	}
 	if e.take(ef) {
 		e.log.Infow("no pod came for a function that was started ahead: it ends", "key", ef.template.spec.Revision.String(), "lease", e.lease)
-		e.finish(ef.template.spec.Revision, ef.function)
+		e.finish(ef.template.spec, ef.function)
 	}
 }
 
@@ -151,7 +170,7 @@ func (e *earlyStarts) live(ef *earlyFunction) {
 // serves both. The function stays in the router throughout.
 func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
 	e.mu.Lock()
-	ef := e.functions[spec.RevisionUID]
+	ef := e.functions[keyOf(spec)]
 	e.mu.Unlock()
 	if ef == nil || ef.template.spec.TemplateHash != spec.TemplateHash {
 		return nil
@@ -171,20 +190,20 @@ func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
 func (e *earlyStarts) take(ef *earlyFunction) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	uid := ef.template.spec.RevisionUID
-	if e.functions[uid] != ef {
+	key := keyOf(ef.template.spec)
+	if e.functions[key] != ef {
 		return false
 	}
-	delete(e.functions, uid)
+	delete(e.functions, key)
 	close(ef.taken)
 	return true
 }
 
 // forget drops a deleted revision: its template and what runs ahead of a Pod.
-func (e *earlyStarts) forget(uid types.UID) {
+func (e *earlyStarts) forget(revision revisionKey) {
 	e.mu.Lock()
-	ef := e.functions[uid]
-	delete(e.templates, uid)
+	ef := e.functions[revision]
+	delete(e.templates, revision)
 	e.mu.Unlock()
 	e.endEarly(ef)
 }
@@ -197,7 +216,7 @@ func (e *earlyStarts) endEarly(ef *earlyFunction) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if f := ef.function; f != nil {
-		e.lives.Go(func() { e.finish(ef.template.spec.Revision, f) })
+		e.lives.Go(func() { e.finish(ef.template.spec, f) })
 	}
 }
 
@@ -216,11 +235,11 @@ func (e *earlyStarts) stop() {
 	e.lives.Wait()
 }
 
-// finish takes the function out of the router and lets its requests finish,
-// for as long again as the lease.
-func (e *earlyStarts) finish(revision types.NamespacedName, f *function) {
-	e.router.Remove(revision, f.target)
-	ctx, cancel := context.WithTimeout(context.Background(), e.lease)
+// finish takes the function out of the router and lets its requests finish, for
+// as long as those of its Pod might.
+func (e *earlyStarts) finish(spec podspec.Spec, f *function) {
+	drained := e.router.Remove(spec.Revision, f.target)
+	ctx, cancel := context.WithTimeout(context.Background(), spec.Grace)
 	defer cancel()
-	closeSandbox(ctx, f.Sandbox, e.log)
+	closeSandbox(ctx, drained, f.Sandbox, e.log)
 }

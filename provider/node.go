@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
@@ -90,6 +91,9 @@ func (p *Provider) admitPods(ctx context.Context) {
 func (p *Provider) podController() (*node.PodController, informers.SharedInformerFactory, error) {
 	mine := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0, nodeutil.PodInformerFilter(p.cfg.Node.Name))
 	p.lister = mine.Core().V1().Pods().Lister()
+	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: p.missed}); err != nil {
+		return nil, nil, fmt.Errorf("prepare the watch of pods: %w", err)
+	}
 	unused := informers.NewSharedInformerFactory(p.cfg.Client, 0).Core().V1()
 	pods, err := node.NewPodController(node.PodControllerConfig{
 		PodClient:                            p.cfg.Client.CoreV1(),

@@ -43,6 +43,9 @@ type pod struct {
 	killed context.Context
 	kill   context.CancelFunc
 
+	// telling keeps the order of what virtual-kubelet is told.
+	telling sync.Mutex
+
 	mu       sync.Mutex
 	api      *corev1.Pod // never changed in place
 	state    podstatus.State
@@ -77,7 +80,7 @@ type function struct {
 // pod is left on this node.
 func (p *pod) live(ctx context.Context) {
 	defer p.release()
-	p.provider.publish(p.object())
+	p.provider.publish(p)
 	spec, err := podspec.Parse(p.object())
 	if err != nil {
 		p.wait(ctx, podstatus.ReasonConfigError, err, false)
@@ -154,13 +157,13 @@ func (p *pod) serve(ctx context.Context, spec podspec.Spec, f *function) {
 	p.log.Infow("pod started", "image", f.imageID, "took", now.Sub(p.accepted))
 
 	<-ctx.Done()
-	p.provider.cfg.Router.Remove(spec.Revision, f.target)
+	drained := p.provider.cfg.Router.Remove(spec.Revision, f.target)
 	if errors.Is(context.Cause(ctx), errDeleted) {
 		p.event(corev1.EventTypeNormal, "Killing", "Stopping container "+spec.Container)
 	} else {
 		p.killAfter(p.provider.cfg.Node.DrainTimeout.Duration)
 	}
-	closeSandbox(p.killed, f.Sandbox, p.log)
+	closeSandbox(p.killed, drained, f.Sandbox, p.log)
 }
 
 // backOff reports why the last attempt failed and waits before the next. It
@@ -200,7 +203,7 @@ func (p *pod) enter(s podstatus.State) {
 	}
 	p.state = p.complete(s)
 	p.mu.Unlock()
-	p.provider.publish(p.object())
+	p.provider.publish(p)
 }
 
 // complete adds what all states of the pod share.
@@ -216,7 +219,12 @@ func (p *pod) object() *corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	api := p.api.DeepCopy()
-	api.Status = podstatus.Of(p.api, p.state)
+	// virtual-kubelet hands on no change that is of the status alone, such as a
+	// condition that another has set.
+	if current, err := p.provider.lister.Pods(p.name.Namespace).Get(p.name.Name); err == nil && current.UID == p.uid {
+		api.Status = current.Status
+	}
+	api.Status = podstatus.Of(api, p.state)
 	return api
 }
 

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/wisp-serving/wisp/config"
@@ -42,7 +43,9 @@ type Runtime interface {
 // Router is told which functions take requests on this node.
 type Router interface {
 	Add(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler)
-	Remove(revision types.NamespacedName, id types.UID)
+	// Remove lets no new request come; drained is closed when the last one that
+	// has come has ended.
+	Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{})
 }
 
 // Config is what New needs; all fields are required.
@@ -163,11 +166,17 @@ func (p *Provider) GetPod(_ context.Context, namespace, name string) (*corev1.Po
 	if !ok {
 		return nil, errdefs.NotFoundf("pod %s/%s does not run here", namespace, name)
 	}
-	if current, err := p.lister.Pods(namespace).Get(name); err == nil && current.UID != it.uid {
+	if p.replaced(it.name, it.uid) {
 		it.delete(grace(it.object()))
-		return nil, errdefs.NotFoundf("pod %s/%s (UID %s) does not run here", namespace, name, current.UID)
+		return nil, errdefs.NotFoundf("the pod that is now %s/%s does not run here", namespace, name)
 	}
 	return it.object(), nil
+}
+
+// replaced is whether another pod has the name in the API.
+func (p *Provider) replaced(name types.NamespacedName, uid types.UID) bool {
+	current, err := p.lister.Pods(name.Namespace).Get(name.Name)
+	return err == nil && current.UID != uid
 }
 
 // GetPodStatus returns the status of the pod that runs under the name.
@@ -205,12 +214,33 @@ func (p *Provider) NotifyPods(_ context.Context, callback func(*corev1.Pod)) {
 // StartEarly starts the revision's function ahead of its Pod, from what was
 // last admitted to this node, and adds it to the router before it returns.
 func (p *Provider) StartEarly(ctx context.Context, revision types.NamespacedName, uid types.UID) error {
-	return p.early.start(ctx, revision, uid)
+	return p.early.start(ctx, revisionKey{revision, uid})
 }
 
 // ForgetRevision ends what runs ahead of a Pod for a revision that was deleted,
 // and forgets how to start it.
-func (p *Provider) ForgetRevision(uid types.UID) { p.early.forget(uid) }
+func (p *Provider) ForgetRevision(revision types.NamespacedName, uid types.UID) {
+	p.early.forget(revisionKey{revision, uid})
+}
+
+// missed ends a pod whose deletion fell into a gap of the watch. Of those,
+// virtual-kubelet takes no notice (DeleteFunc in its node/podcontroller.go).
+func (p *Provider) missed(obj any) {
+	last, ok := obj.(cache.DeletedFinalStateUnknown)
+	if !ok {
+		return
+	}
+	api, ok := last.Obj.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	p.mu.Lock()
+	it, ok := p.pods[api.UID]
+	p.mu.Unlock()
+	if ok {
+		it.delete(grace(api))
+	}
+}
 
 // removeFromAPI deletes a pod's object at once, if it is still the pod of that
 // UID. virtual-kubelet would do so only after the full grace period, 300 s for
@@ -236,14 +266,34 @@ func (p *Provider) forget(it *pod) {
 }
 
 // publish hands a pod's status to virtual-kubelet, which writes it to the API
-// server.
-func (p *Provider) publish(api *corev1.Pod) {
+// server. It keeps one status per name: that of a pod whose name another has
+// taken would displace the other's.
+func (p *Provider) publish(it *pod) {
+	if p.replaced(it.name, it.uid) {
+		return
+	}
+	p.tell(it)
+	if !p.replaced(it.name, it.uid) {
+		return
+	}
+	// virtual-kubelet may have waited until the name was known again, and then
+	// have taken this status for the other pod's.
+	p.mu.Lock()
+	other, ok := p.byName[it.name]
+	p.mu.Unlock()
+	if ok && other != it {
+		p.tell(other)
+	}
+}
+
+// tell calls virtual-kubelet with the pod's present status.
+func (p *Provider) tell(it *pod) {
 	p.mu.Lock()
 	notify := p.notify
 	p.mu.Unlock()
-	if notify != nil {
-		notify(api)
-	}
+	it.telling.Lock()
+	defer it.telling.Unlock()
+	notify(it.object())
 }
 
 func nameOf(api *corev1.Pod) types.NamespacedName {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -20,11 +21,16 @@ import (
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	ktesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/podstatus"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/oci"
+	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
 
 func TestMain(m *testing.M) {
@@ -57,6 +63,7 @@ type router struct {
 	mu      sync.Mutex
 	targets map[types.UID]http.Handler
 	changes chan string
+	drained chan struct{} // of all targets
 }
 
 func (r *router) Add(_ types.NamespacedName, id types.UID, _ int, h http.Handler) {
@@ -66,11 +73,12 @@ func (r *router) Add(_ types.NamespacedName, id types.UID, _ int, h http.Handler
 	r.changes <- "add " + string(id)
 }
 
-func (r *router) Remove(_ types.NamespacedName, id types.UID) {
+func (r *router) Remove(_ types.NamespacedName, id types.UID) <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.targets, id)
 	r.changes <- "remove " + string(id)
+	return r.drained
 }
 
 // call sends a request to the only target.
@@ -81,12 +89,18 @@ func (r *router) call(t *testing.T) int {
 	if len(r.targets) != 1 {
 		t.Fatalf("got %d targets, want 1", len(r.targets))
 	}
+	for _, h := range r.targets {
+		return call(t, h)
+	}
+	return 0
+}
+
+func call(t *testing.T, h http.Handler) int {
+	t.Helper()
 	w := httptest.NewRecorder()
 	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader("{}"))
 	request.Header.Set("Content-Type", "application/json")
-	for _, h := range r.targets {
-		h.ServeHTTP(w, request)
-	}
+	h.ServeHTTP(w, request)
 	return w.Code
 }
 
@@ -106,6 +120,7 @@ func newStand(t *testing.T) *stand {
 	t.Cleanup(server.Close)
 	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://")}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
+	s.client.PrependReactor("update", "pods", s.checkUID)
 	s.start(t)
 	return s
 }
@@ -124,6 +139,17 @@ func (s *stand) checkPreconditions(action ktesting.Action) (bool, k8sruntime.Obj
 	return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), a.GetName(), errors.New("another UID"))
 }
 
+// checkUID does likewise for updates: none changes a pod's UID.
+func (s *stand) checkUID(action ktesting.Action) (bool, k8sruntime.Object, error) {
+	a := action.(ktesting.UpdateActionImpl)
+	updated := a.GetObject().(*corev1.Pod)
+	current, err := s.client.Tracker().Get(a.GetResource(), a.GetNamespace(), updated.Name)
+	if err != nil || current.(*corev1.Pod).UID == updated.UID {
+		return false, nil, nil
+	}
+	return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), updated.Name, errors.New("another UID"))
+}
+
 // start starts a provider, as a node's process would.
 func (s *stand) start(t *testing.T) {
 	t.Helper()
@@ -135,7 +161,8 @@ func (s *stand) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100)}
+	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100), drained: make(chan struct{})}
+	close(s.router.drained)
 	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Log: log})
 	if err != nil {
 		t.Fatal(err)
@@ -281,6 +308,84 @@ func TestPodLife(t *testing.T) {
 	s.expect(t, "remove uid-1")
 }
 
+// TestPodEndsAfterTheRequestsItWasGiven shows that a request that had the pod's
+// slot when the pod was deleted, and reaches the function only then, is answered.
+func TestPodEndsAfterTheRequestsItWasGiven(t *testing.T) {
+	s := newStand(t)
+	pod := s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand))
+	s.create(t, pod)
+	s.awaitReady(t, "sort")
+	s.expect(t, "add uid-1")
+	function := s.router.targets["uid-1"]
+	s.router.drained = make(chan struct{})
+	s.markDeleted(t, pod)
+	s.expect(t, "remove uid-1")
+	// Twice, so that a function that is about to close has done so.
+	for range 2 {
+		if code := call(t, function); code != http.StatusOK {
+			t.Errorf("got %d, want 200 from the function that still has a request", code)
+		}
+	}
+	close(s.router.drained)
+	s.awaitGone(t, "sort")
+}
+
+// TestPodWhoseDeletionWasMissedEnds is what a watch tells after a gap in which a
+// pod was deleted.
+func TestPodWhoseDeletionWasMissedEnds(t *testing.T) {
+	s := newStand(t)
+	pod := s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand))
+	s.create(t, pod)
+	s.awaitReady(t, "sort")
+	s.expect(t, "add uid-1")
+	s.missed(cache.DeletedFinalStateUnknown{Key: "default/sort", Obj: pod})
+	s.expect(t, "remove uid-1")
+}
+
+// TestStatus is about what else there is under a pod's name in the API.
+func TestStatus(t *testing.T) {
+	var published []*corev1.Pod
+	inAPI := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	p := &Provider{
+		cfg:    Config{Log: zaptest.NewLogger(t).Sugar()},
+		lister: corelisters.NewPodLister(inAPI),
+		notify: func(api *corev1.Pod) { published = append(published, api) },
+	}
+	named := func(uid types.UID) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sort", UID: uid}}
+	}
+	it := newPod(p, named("uid-1"), func(error) {})
+	put := func(uid types.UID) {
+		api := named(uid)
+		api.Status.Conditions = []corev1.PodCondition{{Type: "example.com/gate", Status: corev1.ConditionTrue}}
+		if err := inAPI.Add(api); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	put("uid-1")
+	it.enter(podstatus.State{Phase: corev1.PodRunning})
+	if len(published) != 1 || published[0].Status.Conditions[0].Type != "example.com/gate" {
+		t.Fatalf("got %d published, want one status with the condition that another has set", len(published))
+	}
+	// The name is taken while virtual-kubelet is told.
+	p.byName = map[types.NamespacedName]*pod{it.name: newPod(p, named("uid-2"), func(error) {})}
+	notify := p.notify
+	p.notify = func(api *corev1.Pod) {
+		put("uid-2")
+		notify(api)
+	}
+	it.enter(podstatus.State{Phase: corev1.PodRunning})
+	if last := published[len(published)-1]; last.UID != "uid-2" {
+		t.Errorf("got the status of %s told last, want that of uid-2, which has the name", last.UID)
+	}
+	published = published[:1]
+	it.enter(podstatus.State{Phase: corev1.PodSucceeded})
+	if len(published) != 1 {
+		t.Errorf("got %s published for a pod whose name another has taken", published[1].Status.Phase)
+	}
+}
+
 func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
 	s := newStand(t)
 	waiting := func(p *corev1.Pod) *corev1.ContainerStateWaiting {
@@ -295,12 +400,16 @@ func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
 		image                 string
 		edit                  func(*corev1.Pod)
 	}{
-		{name: "unsupported", reason: "CreateContainerConfigError", message: "spec.hostNetwork", image: s.push(t, "a", emptyCommand),
-			edit: func(p *corev1.Pod) { p.Spec.HostNetwork = true }},
+		{
+			name: "unsupported", reason: "CreateContainerConfigError", message: "spec.hostNetwork", image: s.push(t, "a", emptyCommand),
+			edit: func(p *corev1.Pod) { p.Spec.HostNetwork = true },
+		},
 		{name: "missing", reason: "ImagePullBackOff", message: "missing", image: s.registry + "/missing:v1"},
 		{name: "imports", reason: "CreateContainerError", message: "nowhere", neverStarts: true, image: s.push(t, "b", importsUnknown)},
-		{name: "abi", reason: "CreateContainerError", message: "telepathy", neverStarts: true, image: s.push(t, "c", emptyCommand),
-			edit: func(p *corev1.Pod) { p.Annotations[config.ABIAnnotation] = "telepathy" }},
+		{
+			name: "abi", reason: "CreateContainerError", message: "telepathy", neverStarts: true, image: s.push(t, "c", emptyCommand),
+			edit: func(p *corev1.Pod) { p.Annotations[config.ABIAnnotation] = "telepathy" },
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -433,10 +542,36 @@ func TestEarlyStart(t *testing.T) {
 		s.awaitReady(t, "second")
 		s.expect(t, "add second")
 	})
+	t.Run("a function that was adopted keeps its place", func(t *testing.T) {
+		s, image := admitted(t)
+		id := startEarly(t, s)
+		s.create(t, s.pod("second", "second", image))
+		s.awaitReady(t, "second")
+		// As by a request that found no target just before.
+		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-s.router.changes; got == "add "+id {
+			t.Errorf("got %q told to the router again: it would replace the pod's function", got)
+		}
+	})
+	t.Run("a pod of another namespace neither adopts it nor says how it starts", func(t *testing.T) {
+		s, _ := admitted(t)
+		startEarly(t, s)
+		foreign := s.pod("foreign", "foreign", s.push(t, "foreign", emptyCommand))
+		foreign.Namespace = "elsewhere"
+		if f := s.early.adopt(t.Context(), specOf(t, foreign)); f != nil {
+			t.Errorf("the foreign pod adopted %s", f.target)
+		}
+		s.early.admit(template{spec: specOf(t, foreign)})
+		if got := s.early.templates[revisionKey{revision, "rev"}].spec.Revision; got != revision {
+			t.Errorf("got the template of %s for %s", got, revision)
+		}
+	})
 	t.Run("it ends with its revision", func(t *testing.T) {
 		s, _ := admitted(t)
 		id := startEarly(t, s)
-		s.ForgetRevision("rev")
+		s.ForgetRevision(revision, "rev")
 		s.expect(t, "remove "+id)
 		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
 			t.Error("a start of a deleted revision: got no error")
@@ -450,5 +585,49 @@ func TestEarlyStart(t *testing.T) {
 		}
 		id := strings.TrimPrefix(<-s.router.changes, "add ")
 		s.expect(t, "remove "+id)
+	})
+}
+
+func specOf(t *testing.T, pod *corev1.Pod) podspec.Spec {
+	t.Helper()
+	spec, err := podspec.Parse(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
+// slowRuntime fails each start when released.
+type slowRuntime struct {
+	Runtime
+	release chan struct{}
+}
+
+func (r slowRuntime) Start(context.Context, sandbox.Spec) (*sandbox.Sandbox, error) {
+	<-r.release
+	return nil, errors.New("released")
+}
+
+func TestStopWaitsForTheStartsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := slowRuntime{release: make(chan struct{})}
+		e := newEarlyStarts(rt, nil, time.Hour, zaptest.NewLogger(t).Sugar())
+		spec := podspec.Spec{Revision: types.NamespacedName{Namespace: "default", Name: "sort-00001"}, RevisionUID: "rev", EarlyStart: true}
+		e.admit(template{spec: spec})
+		go func() { _ = e.start(t.Context(), keyOf(spec)) }()
+		synctest.Wait()
+		stopped := make(chan struct{})
+		go func() {
+			e.stop()
+			close(stopped)
+		}()
+		synctest.Wait()
+		select {
+		case <-stopped:
+			t.Error("stop returned while a start was under way")
+		default:
+		}
+		close(rt.release)
+		<-stopped
 	})
 }

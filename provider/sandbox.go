@@ -34,8 +34,14 @@ func sandboxSpec(id string, image oci.Image, spec podspec.Spec, log guestLog) sa
 	}
 }
 
-// closeSandbox lets running requests finish until ctx ends, then ends them.
-func closeSandbox(ctx context.Context, sb *sandbox.Sandbox, log *zap.SugaredLogger) {
+// closeSandbox lets requests finish until ctx ends, then ends them: those that
+// the router has sent, of which the sandbox may not know yet, until drained is
+// closed.
+func closeSandbox(ctx context.Context, drained <-chan struct{}, sb *sandbox.Sandbox, log *zap.SugaredLogger) {
+	select {
+	case <-drained:
+	case <-ctx.Done():
+	}
 	if err := sb.Close(ctx); err != nil {
 		log.Infow("running requests were cut off", "error", err)
 	}

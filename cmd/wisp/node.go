@@ -70,7 +70,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	}
 	n.revisions, err = revisions.New(reader, func(key types.NamespacedName, uid types.UID) {
 		n.activator.Forget(key)
-		n.provider.ForgetRevision(uid)
+		n.provider.ForgetRevision(key, uid)
 	})
 	if err != nil {
 		return nil, err
@@ -123,11 +123,12 @@ func (n *node) run(ctx context.Context) error {
 
 	rest.Go(func() error { return n.revisions.Run(outlive) })
 	rest.Go(func() error { return n.pusher.Run(outlive) })
-	rest.Go(func() error { return n.provider.Run(outlive) })
 	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready) })
 
 	err := n.revisions.Synced(ctx)
 	if err == nil {
+		// Not before: a pod that is Ready takes requests.
+		rest.Go(func() error { return n.provider.Run(outlive) })
 		err = n.activator.Run(ctx)
 	} else if ctx.Err() != nil {
 		err = nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,7 +35,7 @@ type Spec struct {
 	// Container is the user container's name.
 	Container string
 	Image     string
-	// Args replace the image's, unless nil.
+	// Args replace the image's, unless nil; references are expanded.
 	Args []string
 	// Env is "KEY=value" in the pod's order, references expanded.
 	Env []string
@@ -44,6 +45,9 @@ type Spec struct {
 	Concurrency int
 	// EarlyStart is whether the function may start ahead of a Pod.
 	EarlyStart bool
+	// Grace is how long its requests may run on when it ends; Knative sets it to
+	// the revision's timeout.
+	Grace time.Duration
 }
 
 // Unsupported says which fields keep a pod from running.
@@ -71,18 +75,28 @@ func Parse(pod *corev1.Pod) (Spec, error) {
 	if len(found) > 0 {
 		return Spec{}, &Unsupported{Fields: found}
 	}
+	env, values := environment(user.Env)
 	return Spec{
 		Revision:     types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[serving.RevisionLabelKey]},
 		RevisionUID:  types.UID(pod.Labels[serving.RevisionUID]),
 		TemplateHash: pod.Labels["pod-template-hash"],
 		Container:    user.Name,
 		Image:        user.Image,
-		Args:         user.Args,
-		Env:          environment(user.Env),
+		Args:         expandAll(user.Args, values),
+		Env:          env,
 		ABI:          pod.Annotations[config.ABIAnnotation],
 		Concurrency:  concurrency,
 		EarlyStart:   pod.Annotations[config.EarlyStartAnnotation] != "false",
+		Grace:        grace(&pod.Spec),
 	}, nil
+}
+
+func grace(spec *corev1.PodSpec) time.Duration {
+	seconds := int64(corev1.DefaultTerminationGracePeriodSeconds)
+	if spec.TerminationGracePeriodSeconds != nil {
+		seconds = *spec.TerminationGracePeriodSeconds
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // containers finds the user's container and Knative's sidecar.

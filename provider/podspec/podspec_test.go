@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -57,10 +58,22 @@ func TestParse(t *testing.T) {
 		want func(*podspec.Spec)
 	}{
 		{"a revision's pod", func(*corev1.Pod) {}, func(*podspec.Spec) {}},
-		{"args replace the image's", func(p *corev1.Pod) { p.Spec.Containers[0].Args = []string{"-r"} },
-			func(s *podspec.Spec) { s.Args = []string{"-r"} }},
-		{"waiting for the pod can be asked for", func(p *corev1.Pod) { p.Annotations["wisp.dev/early-start"] = "false" },
-			func(s *podspec.Spec) { s.EarlyStart = false }},
+		{
+			"args replace the image's", func(p *corev1.Pod) { p.Spec.Containers[0].Args = []string{"-r"} },
+			func(s *podspec.Spec) { s.Args = []string{"-r"} },
+		},
+		{
+			"args refer to variables", func(p *corev1.Pod) { p.Spec.Containers[0].Args = []string{"-p=$(PORT)", "$$(PORT)"} },
+			func(s *podspec.Spec) { s.Args = []string{"-p=8080", "$(PORT)"} },
+		},
+		{
+			"waiting for the pod can be asked for", func(p *corev1.Pod) { p.Annotations["wisp.dev/early-start"] = "false" },
+			func(s *podspec.Spec) { s.EarlyStart = false },
+		},
+		{
+			"requests may run on for the grace period", func(p *corev1.Pod) { seconds := int64(300); p.Spec.TerminationGracePeriodSeconds = &seconds },
+			func(s *podspec.Spec) { s.Grace = 300 * time.Second },
+		},
 		{"the sidecar may come first", func(p *corev1.Pod) {
 			p.Spec.Containers[0], p.Spec.Containers[1] = p.Spec.Containers[1], p.Spec.Containers[0]
 		}, func(*podspec.Spec) {}},
@@ -77,6 +90,7 @@ func TestParse(t *testing.T) {
 				ABI:          "argv",
 				Concurrency:  7,
 				EarlyStart:   true,
+				Grace:        30 * time.Second,
 			}
 			test.want(&want)
 			got, err := podspec.Parse(knativePod(test.edit))
@@ -106,8 +120,10 @@ func TestParseNamesEveryUnsupportedField(t *testing.T) {
 		{"two containers", func(p *corev1.Pod) {
 			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "second"})
 		}, []string{"spec.containers[2]: a second container, second"}},
-		{"the host's namespaces", func(p *corev1.Pod) { p.Spec.HostNetwork, p.Spec.HostPID, p.Spec.HostIPC = true, true, true },
-			[]string{"spec.hostNetwork", "spec.hostPID", "spec.hostIPC"}},
+		{
+			"the host's namespaces", func(p *corev1.Pod) { p.Spec.HostNetwork, p.Spec.HostPID, p.Spec.HostIPC = true, true, true },
+			[]string{"spec.hostNetwork", "spec.hostPID", "spec.hostIPC"},
+		},
 		{"init containers", func(p *corev1.Pod) { p.Spec.InitContainers = make([]corev1.Container, 1) }, []string{"spec.initContainers"}},
 		{"devices", func(p *corev1.Pod) { p.Spec.ResourceClaims = make([]corev1.PodResourceClaim, 1) }, []string{"spec.resourceClaims"}},
 		{"command", user(func(c *corev1.Container) { c.Command = []string{"sh"} }), []string{"spec.containers[0].command"}},
@@ -123,11 +139,15 @@ func TestParseNamesEveryUnsupportedField(t *testing.T) {
 			c.LivenessProbe, c.StartupProbe = &corev1.Probe{}, &corev1.Probe{}
 			c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}}
 		}), []string{".livenessProbe", ".startupProbe", ".readinessProbe.exec"}},
-		{"privileges", user(func(c *corev1.Container) { c.SecurityContext.Privileged = &yes; c.TTY = true }),
-			[]string{".securityContext.privileged", ".tty"}},
+		{
+			"privileges", user(func(c *corev1.Container) { c.SecurityContext.Privileged = &yes; c.TTY = true }),
+			[]string{".securityContext.privileged", ".tty"},
+		},
 		{"a sidecar that makes no sense", func(p *corev1.Pod) { p.Spec.Containers[1].Env[0].Value = "many" }, []string{`CONTAINER_CONCURRENCY = "many"`}},
-		{"several at once", func(p *corev1.Pod) { p.Spec.HostNetwork = true; p.Spec.Containers[0].TTY = true },
-			[]string{"spec.hostNetwork", "spec.containers[0].tty"}},
+		{
+			"several at once", func(p *corev1.Pod) { p.Spec.HostNetwork = true; p.Spec.Containers[0].TTY = true },
+			[]string{"spec.hostNetwork", "spec.containers[0].tty"},
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
