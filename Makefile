@@ -35,9 +35,9 @@ samples: $(PLATFORM) ## Compile the samples into build/
 	@cp "$$($(PLATFORM) guest samples/sort/sort.c)" build/sort.wasm
 
 .PHONY: up
-up: $(PLATFORM) ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
+up: samples ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
 	@$(PLATFORM) up $(UP)
-	@$(PLATFORM) demo
+	@$(PLATFORM) demo build/sort.wasm
 
 .PHONY: down
 down: $(PLATFORM) ## Stop what `make up` has started (WIPE=1 removes its state too)

@@ -33,6 +33,8 @@ var knativeSettings = cluster.Settings{
 		// Its default of 25m for each pod would fill the node with nothing.
 		"queue-sidecar-cpu-request": "1m",
 	},
+	// Else the API server warns of four missing fields at every Service.
+	"config-features": {"secure-pod-defaults": "enabled"},
 	// Names under localhost resolve to loopback without DNS.
 	"config-domain": {"localhost": ""},
 }
