@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -97,4 +99,30 @@ func isTestOnly(p goPackage) bool { return len(p.Imports) == 0 && topFolder(p.Im
 func topFolder(path string) string {
 	top, _, _ := strings.Cut(strings.TrimPrefix(path, module), "/")
 	return top
+}
+
+// TestArchitecturePointsAtCode holds the routes of ARCHITECTURE.md to the code:
+// each file is there, and each function that is named after it is in it.
+func TestArchitecturePointsAtCode(t *testing.T) {
+	text, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pointer := regexp.MustCompile("`([a-z0-9_/]+\\.go)`(?: `([A-Za-z]+)`)?")
+	found := pointer.FindAllStringSubmatch(string(text), -1)
+	if len(found) == 0 {
+		t.Fatal("ARCHITECTURE.md names no file")
+	}
+	for _, m := range found {
+		file, function := m[1], m[2]
+		code, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		declared := regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + function + `\(`)
+		if function != "" && !declared.Match(code) {
+			t.Errorf("%s declares no func %s", file, function)
+		}
+	}
 }
