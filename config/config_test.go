@@ -16,13 +16,13 @@ import (
 // there, and has the code's value.
 func TestExamplesAreTheDefaults(t *testing.T) {
 	tests := map[string]any{
-		"node.yaml":       config.DefaultNode(),
-		"gateway.yaml":    config.DefaultGateway(),
-		"autoscaler.yaml": config.DefaultAutoscaler(),
+		"node":       config.DefaultNode(),
+		"gateway":    config.DefaultGateway(),
+		"autoscaler": config.DefaultAutoscaler(),
 	}
-	for file, defaults := range tests {
-		t.Run(file, func(t *testing.T) {
-			text, err := os.ReadFile(filepath.Join("example", file))
+	for role, defaults := range tests {
+		t.Run(role, func(t *testing.T) {
+			text, err := config.Example(role)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,5 +102,11 @@ func TestLoadMissingFile(t *testing.T) {
 	_, err := config.LoadNode(filepath.Join(t.TempDir(), "nothing.yaml"))
 	if err == nil || !strings.Contains(err.Error(), "nothing.yaml") {
 		t.Fatalf("got %v, want an error that names the file", err)
+	}
+}
+
+func TestExampleOfNoRole(t *testing.T) {
+	if _, err := config.Example("cook"); err == nil || !strings.Contains(err.Error(), "cook") {
+		t.Fatalf("got %v, want an error that names the role", err)
 	}
 }

@@ -86,10 +86,7 @@ func (p *pod) live(ctx context.Context) {
 		p.wait(ctx, podstatus.ReasonConfigError, err, false)
 	} else if f := p.start(ctx, spec); f != nil {
 		p.serve(ctx, spec, f)
-	} else {
-		<-ctx.Done()
 	}
-
 	if !errors.Is(context.Cause(ctx), errDeleted) {
 		return // The node stops: the pod lives on in the API, for its next start.
 	}
@@ -101,8 +98,8 @@ func (p *pod) live(ctx context.Context) {
 	}
 }
 
-// start returns the running function, adopted or new, or nil if ctx ended
-// first or the function can never start.
+// start returns the running function, adopted or new, or nil once ctx has ended
+// without one.
 func (p *pod) start(ctx context.Context, spec podspec.Spec) *function {
 	if f := p.provider.early.adopt(ctx, spec); f != nil {
 		p.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")

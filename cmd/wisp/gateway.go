@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
 	"github.com/wisp-serving/wisp/config"
@@ -9,31 +11,21 @@ import (
 )
 
 func gatewayCommand() *cobra.Command {
-	var settings string
-	cmd := &cobra.Command{
-		Use:   "gateway",
-		Short: "Configure Envoy, over xDS, from the KIngresses of Wisp's class",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadGateway(settings)
-			if err != nil {
-				return err
-			}
+	cmd := roleCommand("gateway", "Configure Envoy, over xDS, from the KIngresses of Wisp's class", config.LoadGateway,
+		func(ctx context.Context, cfg config.Gateway) error {
 			log, err := newLog("gateway", cfg.Log)
 			if err != nil {
 				return err
 			}
-			return xds.Run(cmd.Context(), cfg, log)
-		},
-	}
-	cmd.PersistentFlags().StringVar(&settings, "config", "", "YAML file with the gateway's settings; without it, the defaults")
+			return xds.Run(ctx, cfg, log)
+		})
 	cmd.AddCommand(&cobra.Command{
 		Use:     "bootstrap",
 		Short:   "Print the configuration with which an Envoy of this gateway starts",
-		Example: "  wisp gateway bootstrap --config gateway.yaml > envoy.json && envoy -c envoy.json",
+		Example: "  wisp gateway bootstrap --config gateway.yaml > envoy.yaml && envoy -c envoy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadGateway(settings)
+			cfg, err := config.LoadGateway(cmd.Flag("config").Value.String())
 			if err != nil {
 				return err
 			}

@@ -23,16 +23,8 @@ import (
 )
 
 func nodeCommand() *cobra.Command {
-	var settings string
-	cmd := &cobra.Command{
-		Use:   "node",
-		Short: "Be a Kubernetes node whose pods are wasm modules in this process",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadNode(settings)
-			if err != nil {
-				return err
-			}
+	return roleCommand("node", "Be a Kubernetes node whose pods are wasm modules in this process", config.LoadNode,
+		func(ctx context.Context, cfg config.Node) error {
 			log, err := newLog("node", cfg.Log)
 			if err != nil {
 				return err
@@ -41,11 +33,8 @@ func nodeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return n.run(cmd.Context())
-		},
-	}
-	cmd.Flags().StringVar(&settings, "config", "", "YAML file with the node's settings; without it, the defaults")
-	return cmd
+			return n.run(ctx)
+		})
 }
 
 // node is the process that `wisp node` runs: the runtime, the provider that

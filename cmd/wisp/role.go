@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/wisp-serving/wisp/config"
+)
+
+// roleCommand is a subcommand that loads a role's settings and runs it until it
+// is told to stop.
+func roleCommand[T any](role, short string, load func(path string) (T, error), run func(context.Context, T) error) *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   role,
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := load(path)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), cfg)
+		},
+	}
+	cmd.PersistentFlags().StringVar(&path, "config", "", "YAML `file` with settings; what it leaves out has its default")
+	cmd.AddCommand(&cobra.Command{
+		Use:     "defaults",
+		Short:   "Print the settings with their defaults and what they mean",
+		Example: "  wisp " + role + " defaults > " + role + ".yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			text, err := config.Example(role)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	})
+	return cmd
+}
