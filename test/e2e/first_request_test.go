@@ -67,6 +67,21 @@ func TestFirstRequest(t *testing.T) {
 			expect(t, p, service, numbers, http.StatusOK, sorted)
 		})
 	}
+	for _, role := range []string{"wisp-node", "wisp-gateway", "wisp-autoscaler", "envoy"} {
+		t.Run("it answers after "+role+" was killed", func(t *testing.T) {
+			p.Kill(t, role)
+			expect(t, p, service, numbers, http.StatusOK, sorted)
+		})
+	}
+	t.Run("from zero, on a node that has run nothing yet", func(t *testing.T) {
+		awaitZero(t, p, service)
+		p.Kill(t, "wisp-node")
+		ahead := startsAhead(t, p)
+		expect(t, p, service, numbers, http.StatusOK, sorted)
+		if n := startsAhead(t, p) - ahead; n != 0 {
+			t.Error("the node started what was never admitted to it")
+		}
+	})
 	t.Run("a deleted service is gone", func(t *testing.T) {
 		p.Kn(t, "service", "delete", "sort", "--wait")
 		awaitZero(t, p, service)
