@@ -107,6 +107,7 @@ func (r *reconciler) observe(ctx context.Context, pa *autoscalingv1alpha1.PodAut
 	observed := lifecycle.Observed{
 		Autoscaler:       r.settings.autoscaler.Load(),
 		ProgressDeadline: r.settings.deadline(),
+		Replicas:         replicas,
 		Ready:            int32(len(nodes)),
 		Invalid:          lifecycle.Check(pa),
 	}

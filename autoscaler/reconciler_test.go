@@ -292,6 +292,13 @@ func TestTargetThatIsNotThereYet(t *testing.T) {
 	c.reconcile("Deployment", toOne)
 }
 
+func TestMinScaleTakesNoPodsAwayOnSilence(t *testing.T) {
+	pa := sortPA(config.PodAutoscalerClass)
+	pa.Annotations[autoscaling.MinScaleAnnotationKey] = "2"
+	c := newCluster(t, pa, sortDeployment(9))
+	c.reconcile("nothing known", "status Unknown Queued")
+}
+
 func TestConflictIsTriedAgain(t *testing.T) {
 	c := newCluster(t, sortPA(config.PodAutoscalerClass), sortDeployment(1))
 	c.statusErr = apierrors.NewConflict(autoscalingv1alpha1.Resource("podautoscalers"), sortKey.Name, errors.New("changed"))

@@ -95,7 +95,7 @@ func TestRunSaysWhyItCannotStart(t *testing.T) {
 		set  func(*config.Autoscaler)
 		want string
 	}{
-		{"no kubeconfig", func(c *config.Autoscaler) { c.Cluster.Kubeconfig = "/none" }, `read kubeconfig "/none": `},
+		{"no kubeconfig", func(c *config.Autoscaler) { c.Cluster.Kubeconfig = "/none" }, `load kubeconfig "/none": `},
 		{"stat address taken", func(c *config.Autoscaler) { c.StatAddress = taken.Addr().String() }, "listen for stats: "},
 		{"no API server", func(*config.Autoscaler) {}, "connect to the cluster: "},
 	}

@@ -61,6 +61,8 @@ type Observed struct {
 	Desired int32
 	// Watched is for how long this process has listened for the load.
 	Watched time.Duration
+	// Replicas is what the target has now, or Unknown.
+	Replicas int32
 	// Ready counts the ready pods.
 	Ready int32
 }
@@ -182,21 +184,24 @@ func (v verdict) replicas() int32 {
 
 // scale puts the bounds to what the load asks for.
 func scale(pa *autoscalingv1alpha1.PodAutoscaler, o Observed, threshold int32, now time.Time) verdict {
-	if o.Desired == Unknown && !pa.Status.IsActivating() {
-		return verdict{want: Unknown}
-	}
 	least, most := pa.ScaleBounds(o.Autoscaler)
 	if !pa.Status.IsScaleTargetInitialized() && pa.Spec.Reachability != autoscalingv1alpha1.ReachabilityUnreachable {
 		if initial := kparesources.GetInitialScale(o.Autoscaler, pa); initial > 1 {
 			least = max(least, initial)
 		}
 	}
+	if !o.Autoscaler.EnableScaleToZero {
+		least = max(least, 1)
+	}
 	want := bounded(o.Desired, least, most)
 	switch {
+	case o.Desired == Unknown && least > 0:
+		// The least needs no load. What is above it isn't taken away on silence.
+		return verdict{want: max(o.Replicas, least), apply: true}
+	case o.Desired == Unknown && !pa.Status.IsActivating():
+		return verdict{want: Unknown}
 	case want > 0:
 		return verdict{want: want, apply: true}
-	case !o.Autoscaler.EnableScaleToZero:
-		return verdict{want: 1, apply: true}
 	case pa.Status.IsActivating():
 		return giveUp(pa, o, threshold, now)
 	case pa.Status.IsActive():

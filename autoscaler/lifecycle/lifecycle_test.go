@@ -168,6 +168,9 @@ func TestLife(t *testing.T) {
 		{"inactive, nothing known, a pod left", newPA(inactive(time.Hour), true), observe(std, Unknown, 1), outcome{isIdle, true, Unknown, 0}},
 		{"inactive, nothing known", newPA(inactive(time.Hour), true), observe(std, Unknown, 0), outcome{isIdle, true, Unknown, 0}},
 		{"became ready while nobody watched", newPA(activating(time.Hour), true), observe(std, Unknown, 1), outcome{isActive, true, Unknown, 0}},
+		{"at zero and reachable again, nothing known: min-scale", newPA(inactive(time.Hour), true, minScale, "2"), observe(std, Unknown, 0), outcome{isQueued, true, 2, 0}},
+		{"at zero, nothing known, scale to zero switched off", newPA(inactive(time.Hour), true), observe(cfg(t, "enable-scale-to-zero", "false"), Unknown, 0), outcome{isQueued, true, 1, 0}},
+		{"above min-scale, nothing known", newPA(activating(time.Second), true, minScale, "2"), Observed{Autoscaler: std, ProgressDeadline: deadline, Desired: Unknown, Replicas: 9, Ready: 1}, outcome{isQueued, true, 9, 0}},
 		{"late, but only just watched", newPA(activating(time.Hour), true), Observed{Autoscaler: std, ProgressDeadline: deadline, Desired: Unknown, Watched: 10 * time.Second}, outcome{isQueued, true, Unknown, 51 * time.Second}},
 
 		// Failed.

@@ -77,6 +77,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          zap.NewStdLog(s.log.Desugar()),
 	}
+	// What isn't a websocket gets its answer and no more: it would stay for ever.
+	srv.SetKeepAlivesEnabled(false)
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -205,4 +206,16 @@ func FuzzPass(f *testing.F) {
 		}, zap.NewNop().Sugar())
 		_ = s.pass(msg)
 	})
+}
+
+func TestPlainRequestsKeepNoConnection(t *testing.T) {
+	url, _, _ := serve(t)
+	resp, err := http.Get("http" + strings.TrimPrefix(url, "ws"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest || !resp.Close {
+		t.Errorf("status %d, closing %t, want 400 and true", resp.StatusCode, resp.Close)
+	}
 }

@@ -2,7 +2,10 @@
 // which their callers branch. It starts nothing and imports nothing of Wisp.
 package api
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 var (
 	// ErrImagePull means that an image could not be had from its registry:
@@ -15,12 +18,15 @@ var (
 	ErrUnusable = errors.New("unusable")
 )
 
-// Unusable marks err as ErrUnusable without changing its text. It returns nil
-// for nil.
+// maxText bounds the text of a marked error, in bytes. Images and modules have a
+// part in it, names of any length for one, and it is to fit into a pod's status.
+const maxText = 4 << 10
+
+// Unusable marks err as ErrUnusable. Its text stays, but for what is beyond
+// 4 KiB. It returns nil for nil.
 func Unusable(err error) error { return mark(err, ErrUnusable) }
 
-// ImagePull marks err as ErrImagePull without changing its text. It returns nil
-// for nil.
+// ImagePull marks err as ErrImagePull, as Unusable does.
 func ImagePull(err error) error { return mark(err, ErrImagePull) }
 
 func mark(err, kind error) error {
@@ -34,6 +40,14 @@ func mark(err, kind error) error {
 type marked struct {
 	error
 	kind error
+}
+
+func (m *marked) Error() string {
+	text := m.error.Error()
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…" // a rune may be cut
+	}
+	return text
 }
 
 func (m *marked) Unwrap() []error { return []error{m.error, m.kind} }

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestMarks(t *testing.T) {
@@ -20,5 +22,13 @@ func TestMarks(t *testing.T) {
 		if mark(nil) != nil {
 			t.Error("nil became an error")
 		}
+	}
+}
+
+func TestTextIsBounded(t *testing.T) {
+	long := errors.New("unknown imports: " + strings.Repeat("ä", maxText))
+	text := Unusable(long).Error()
+	if len(text) > maxText+len("…") || !utf8.ValidString(text) || !strings.HasPrefix(text, "unknown imports: ää") {
+		t.Errorf("got %d bytes, %.50q", len(text), text)
 	}
 }

@@ -241,6 +241,21 @@ func TestArgv(t *testing.T) {
 	}
 }
 
+func TestEncodeLines(t *testing.T) {
+	for text, want := range map[string]string{
+		"":             ``,
+		"\n":           `""`,
+		"a":            `"a"`,
+		"a\nb\n":       `"a","b"`,
+		"\n\na\n\n":    `"","","a",""`,
+		"<\"\x00>\r\n": `"<\"\u0000>\r"`,
+	} {
+		if got, want := string(encodeLines([]byte(text))), `{"status":0,"output":[`+want+"]}\n"; got != want {
+			t.Errorf("%q: got %s, want %s", text, got, want)
+		}
+	}
+}
+
 type errReader struct{}
 
 func (errReader) Read([]byte) (int, error) { return 0, errors.New("connection reset") }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"mime"
 	"net/http"
 	"strconv"
@@ -46,7 +47,7 @@ func render(err error, text []byte, asJSON bool) reply {
 	case asJSON && err != nil:
 		return reply{status, jsonText, encode(failure{Status: 1, Error: message})}
 	case asJSON:
-		return reply{status, jsonText, encode(success{Output: splitLines(text)})}
+		return reply{status, jsonText, encodeLines(text)}
 	case err != nil:
 		return reply{status, plainText, []byte(message + "\n")}
 	default:
@@ -54,30 +55,39 @@ func render(err error, text []byte, asJSON bool) reply {
 	}
 }
 
-type success struct {
-	Status int      `json:"status"`
-	Output []string `json:"output"`
-}
-
 type failure struct {
 	Status int    `json:"status"`
 	Error  string `json:"error"`
 }
 
-func encode(v any) []byte {
+func encode(v failure) []byte {
 	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false)
-	_ = e.Encode(v) // strings and numbers always encode
+	_ = newEncoder(&out).Encode(v) // strings and numbers always encode
 	return out.Bytes()
 }
 
-// splitLines returns the lines of text; the last one's line break is optional.
-func splitLines(text []byte) []string {
-	if len(text) == 0 {
-		return []string{}
+// encodeLines encodes {"status":0,"output":[…]} with the lines of text; the last
+// one's line break is optional. It never holds them as a []string, which takes
+// many times the bytes of a text of short lines.
+func encodeLines(text []byte) []byte {
+	var out bytes.Buffer
+	e := newEncoder(&out)
+	out.WriteString(`{"status":0,"output":[`)
+	for line := range bytes.Lines(text) {
+		_ = e.Encode(string(bytes.TrimSuffix(line, []byte{'\n'})))
+		out.Bytes()[out.Len()-1] = ',' // it was the encoder's line break
 	}
-	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	if len(text) > 0 {
+		out.Truncate(out.Len() - 1) // the last comma
+	}
+	out.WriteString("]}\n")
+	return out.Bytes()
+}
+
+func newEncoder(w io.Writer) *json.Encoder {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e
 }
 
 // statusClientClosed is what logs and metrics see of a client that went away;

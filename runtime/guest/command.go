@@ -24,6 +24,10 @@ const start = "_start"
 // trialTimeout bounds the trial of a module, whose start function may loop.
 const trialTimeout = 10 * time.Second
 
+// maxEnv bounds the variables of a guest. wazero copies all of them to add one,
+// and again for each call: at this number, half a second and 0.3 ms.
+const maxEnv = 4096
+
 // Module is a compiled module, lent for one call. modcache.Module is one.
 type Module interface {
 	Instantiate(context.Context, wazero.ModuleConfig) (wazeroapi.Module, error)
@@ -38,11 +42,12 @@ type CommandConfig struct {
 	// own arguments.
 	Argv0 string
 	Args  []string
-	// Env holds "KEY=value" entries.
+	// Env holds "KEY=value" entries, at most 4096.
 	Env []string
-	// Stderr takes each line that a guest writes to standard error, without its
-	// line break. It must not block nor keep the slice; calls that run at once
-	// call it at once. nil drops the lines.
+	// Stderr takes each line that a guest writes to standard error, and of the
+	// trap that ended it, without its line break; one longer than 16 KiB comes in
+	// parts. It must not block nor keep the slice; calls that run at once call it
+	// at once. nil drops the lines.
 	Stderr func(line []byte)
 }
 
@@ -57,6 +62,9 @@ type Command struct {
 
 // NewCommand returns a Command for cfg. An error is api.ErrUnusable.
 func NewCommand(cfg CommandConfig) (*Command, error) {
+	if n := len(cfg.Env); n > maxEnv {
+		return nil, api.Unusable(fmt.Errorf("env has %d variables, must be at most %d", n, maxEnv))
+	}
 	base := wazero.NewModuleConfig().
 		WithName(""). // instances with names would exclude one another
 		WithStartFunctions().
@@ -150,7 +158,11 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 		_, err = instance.ExportedFunction(start).Call(ctx)
 	}
 	p.stderr.flush()
-	return p.outcome(err)
+	err = p.outcome(err)
+	if trap := new(TrapError); errors.As(err, &trap) {
+		_, _ = fmt.Fprintln(&p.stderr, trap.Trap)
+	}
+	return err
 }
 
 // process is one running guest as its host functions see it. The module config

@@ -1,11 +1,14 @@
 package guest
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +111,22 @@ func TestRunTinyModules(t *testing.T) {
 	}
 }
 
+// A trap names the functions on the stack, and a module may call them anything.
+func TestTrapLinesAreBroken(t *testing.T) {
+	name := append(binary.AppendUvarint([]byte{1, 0}, 3*maxLine), bytes.Repeat([]byte{'f'}, 3*maxLine)...) // function 0
+	names := append(binary.AppendUvarint([]byte("\x04name\x01"), uint64(len(name))), name...)
+	section := append(binary.AppendUvarint([]byte{0}, uint64(len(names))), names...)
+	lend := compiled(t, append(wasmtest.Command(wasmtest.Trap), section...))
+	var got []int
+	c := newCommand(t, CommandConfig{Argv0: "x", Stderr: func(line []byte) { got = append(got, len(line)) }})
+	if err := c.Run(t.Context(), lend(), Call{Stdout: io.Discard}); !isTrap("unreachable")(err) {
+		t.Errorf("got %v", err)
+	}
+	if len(got) < 6 || slices.Max(got) != maxLine {
+		t.Errorf("lines of %d bytes, want the trap, and none longer than %d", got, maxLine)
+	}
+}
+
 func TestDeadlineEndsLoops(t *testing.T) {
 	for name, binary := range map[string][]byte{
 		"in _start":             wasmtest.Command(wasmtest.Loop),
@@ -194,15 +213,16 @@ func TestOutcomeOfReservedStatuses(t *testing.T) {
 }
 
 func TestNewCommandRefuses(t *testing.T) {
-	for _, cfg := range []CommandConfig{
+	for i, cfg := range []CommandConfig{
 		{Argv0: "x", Env: []string{"NOVALUE"}},
 		{Argv0: "x", Env: []string{"=x"}},
 		{Argv0: "x", Env: []string{"A=\x00"}},
+		{Argv0: "x", Env: slices.Repeat([]string{"A=b"}, maxEnv+1)},
 		{Argv0: "x\x00"},
 		{Argv0: "x", Args: []string{"\x00"}},
 	} {
 		if _, err := NewCommand(cfg); !errors.Is(err, api.ErrUnusable) {
-			t.Errorf("%+v: got %v, want ErrUnusable", cfg, err)
+			t.Errorf("case %d: got %v, want ErrUnusable", i, err)
 		}
 	}
 }

@@ -392,6 +392,16 @@ func TestPullBadName(t *testing.T) {
 	}
 }
 
+// endless answers with a manifest that goes on for as long as it is read.
+func endless(w http.ResponseWriter, q *http.Request) {
+	w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+	for q.Context().Err() == nil {
+		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+			return
+		}
+	}
+}
+
 func TestPullRegistryFaults(t *testing.T) {
 	isBlob := func(q *http.Request) bool {
 		return q.Method == http.MethodGet && strings.Contains(q.URL.Path, "/blobs/")
@@ -430,11 +440,17 @@ func TestPullRegistryFaults(t *testing.T) {
 			if !strings.Contains(q.URL.Path, "/manifests/") || q.Method != http.MethodGet {
 				return false
 			}
-			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
-			for q.Context().Err() == nil {
-				if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-					break
-				}
+			endless(w, q)
+			return true
+		}, "too large"},
+		"manifest without end elsewhere": {func(w http.ResponseWriter, q *http.Request) bool {
+			switch {
+			case q.URL.Path == "/elsewhere":
+				endless(w, q)
+			case strings.Contains(q.URL.Path, "/manifests/") && q.Method == http.MethodGet:
+				http.Redirect(w, q, "/elsewhere", http.StatusTemporaryRedirect)
+			default:
+				return false
 			}
 			return true
 		}, "too large"},

@@ -49,12 +49,15 @@ func newTransport() *http.Transport {
 	return t
 }
 
-// boundManifests lets no response to a request for a manifest be longer than
-// maxManifest. go-containerregistry would read 100 MiB.
+// boundManifests lets no response to a request for a manifest, redirected or not,
+// be longer than maxManifest. go-containerregistry would read 100 MiB.
 type boundManifests struct{ http.RoundTripper }
 
 func (b boundManifests) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := b.RoundTripper.RoundTrip(r)
+	for r.Response != nil && r.Response.Request != nil {
+		r = r.Response.Request // which was answered with a redirect to this one
+	}
 	if err == nil && strings.Contains(r.URL.Path, "/manifests/") {
 		resp.Body = http.MaxBytesReader(nil, resp.Body, maxManifest)
 	}

@@ -10,11 +10,9 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -33,17 +31,17 @@ type Spec struct {
 	Argv0 string
 	// Args follow Argv0, before what a request brings.
 	Args []string
-	// Env holds "KEY=value" entries.
+	// Env holds "KEY=value" entries, at most 4096.
 	Env []string
 	// ABI says how a request reaches the guest: argv.
 	ABI string
 	// Proven says that a sandbox like this one has started before, so that no
 	// instance need be tried.
 	Proven bool
-	// Log takes what guests write to standard error: one whole line, of at most
-	// 16 KiB and its line break, for each Write, one Write after another. While
-	// a Write blocks, lines wait, and beyond 1 MiB they are dropped and counted.
-	// nil drops all.
+	// Log takes what guests write to standard error, and their traps: one whole
+	// line, of at most 16 KiB and its line break, for each Write, one Write after
+	// another. While a Write blocks, lines wait, and beyond 1 MiB they are dropped
+	// and counted. nil drops all.
 	Log io.Writer
 }
 
@@ -136,13 +134,7 @@ func (s *Sandbox) run(ctx context.Context, call guest.Call) error {
 		s.deps.Log.Errorw("function not run", "container", s.spec.ID, "error", err)
 		return err
 	}
-	err = s.command.Run(ctx, module, call)
-	if trap := new(guest.TrapError); errors.As(err, &trap) {
-		for line := range strings.SplitSeq(trap.Trap.Error(), "\n") {
-			s.lines.add([]byte(line))
-		}
-	}
-	return err
+	return s.command.Run(ctx, module, call)
 }
 
 func (s *Sandbox) begin() bool {
