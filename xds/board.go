@@ -78,6 +78,13 @@ func (b *board) count(envoys, silent int) bool {
 	return turned
 }
 
+// alone reports whether no Envoy answered when they were last counted.
+func (b *board) alone() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.envoys == 0
+}
+
 // keys returns every KIngress that has an outcome.
 func (b *board) keys() map[types.NamespacedName]bool {
 	b.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"time"
 
-	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
 	"github.com/wisp-serving/wisp/xds/server"
@@ -39,7 +38,8 @@ type gateway struct {
 	// transition wait for its end and make the next one together.
 	published, target, desired snapshot.State
 	moving                     bool
-	// since is when the current wait began, and lack what it is for.
+	// since is when the current wait began, and lack what it is for. Endpoints
+	// that overtake a transition don't prolong it.
 	since time.Time
 	lack  lack
 	// waiting are the KIngresses that changed since the transition began,
@@ -101,6 +101,9 @@ func (g *gateway) seed(ctx context.Context) error {
 func (g *gateway) run(ctx context.Context) error {
 	for {
 		if err := g.advance(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil // the stop came in the middle of a publish
+			}
 			return err
 		}
 		var overdue <-chan time.Time
@@ -205,7 +208,7 @@ func (g *gateway) absorbEndpoints(ctx context.Context, c changes, added []transl
 // post puts the outcomes of changed KIngresses on the board. Those that Envoy's
 // answer changes nothing for are told at once, the others when it comes.
 func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]bool) {
-	alone := g.server.Envoys(resourcev3.RouteType, nil).Connected() == 0
+	alone := g.board.alone() // by its count, since all are told when that turns
 	told := map[types.NamespacedName]bool{}
 	for key := range touched {
 		p, ok := g.table.parts[key]

@@ -2,8 +2,10 @@ package xds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -84,6 +86,11 @@ func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) er
 	req.Header.Set(header.ProbeKey, header.ProbeValue)
 	req.Header.Set(header.HashKey, header.HashValueOverride)
 	resp, err := p.client.Do(req)
+	// Without our own port, which differs each time: a status with it would be
+	// written, and so probed for, again and again without backoff.
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		return fmt.Errorf("%s %s: %w", op.Op, address, op.Err)
+	}
 	if err != nil {
 		return err
 	}

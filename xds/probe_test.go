@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -82,5 +83,25 @@ func TestProve(t *testing.T) {
 				t.Errorf("%d requests, want %d", got, tt.asked)
 			}
 		})
+	}
+}
+
+// TestProveSaysTheSameAgain resets each connection, in whose error net names both
+// ends.
+func TestProveSaysTheSameAgain(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		_ = conn.Close()
+	}))
+	defer srv.Close()
+	address := srv.Listener.Addr().String()
+	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "hash", translate.Probe{Host: "a.example.com", Path: "/healthz"})
+	if want := "read " + address + ": read: connection reset by peer"; err == nil || err.Error() != want {
+		t.Errorf("error is %v, want %s", err, want)
 	}
 }

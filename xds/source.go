@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"fmt"
+	"net"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/translate"
@@ -111,9 +112,12 @@ func (s clusterSource) nodes(ctx context.Context) ([]translate.Node, error) {
 	return out, nil
 }
 
+// internalIP returns the first internal address, or nothing. The API server takes
+// any text for one; Envoy refuses endpoints with such a text, and with them those
+// of all other revisions in the same response.
 func internalIP(addresses []corev1.NodeAddress) string {
 	for _, a := range addresses {
-		if a.Type == corev1.NodeInternalIP {
+		if a.Type == corev1.NodeInternalIP && net.ParseIP(a.Address) != nil {
 			return a.Address
 		}
 	}

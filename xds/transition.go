@@ -25,6 +25,7 @@ func (g *gateway) advance(ctx context.Context) error {
 			if err := g.publish(ctx, next); err != nil {
 				return err
 			}
+			g.since = time.Now()
 		case snapshot.Wait:
 			g.spread(ctx)
 			if g.rejection == "" || g.target.Equal(g.desired) {
@@ -52,7 +53,7 @@ func (g *gateway) begin() bool {
 	}
 	maps.Copy(g.inFlight, g.waiting)
 	clear(g.waiting)
-	g.target, g.moving, g.rejection = g.desired, true, ""
+	g.target, g.moving, g.rejection, g.since = g.desired, true, "", time.Now()
 	return true
 }
 
@@ -64,7 +65,7 @@ func (g *gateway) publish(ctx context.Context, s snapshot.State) error {
 	if err := g.server.Publish(ctx, snap); err != nil {
 		return err
 	}
-	g.published, g.since = s, time.Now()
+	g.published = s
 	return nil
 }
 

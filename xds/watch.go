@@ -153,7 +153,7 @@ func watch(ctx context.Context, c cache.Cache, in *inbox) error {
 		}
 		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc:    put,
-			UpdateFunc: func(_, o any) { put(o) },
+			UpdateFunc: func(was, is any) { put(was); put(is) }, // a pod can change its revision
 			DeleteFunc: put,
 		})
 		if err != nil {

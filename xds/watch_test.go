@@ -11,6 +11,7 @@ import (
 	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 )
@@ -112,5 +113,55 @@ func TestPodsThatTakeNoRequests(t *testing.T) {
 				t.Errorf("pods are %v, %v; want none", got, err)
 			}
 		})
+	}
+}
+
+func TestNodesThatAreNotAsked(t *testing.T) {
+	base := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{config.NodeLabel: "true"}}}
+	base.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}}
+	base.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	tests := map[string]func(*corev1.Node){
+		"not ready":               func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown },
+		"no wasm node":            func(n *corev1.Node) { n.Labels = nil },
+		"no address":              func(n *corev1.Node) { n.Status.Addresses = nil },
+		"what Envoy would refuse": func(n *corev1.Node) { n.Status.Addresses[0].Address = "10.0.0.300" },
+	}
+	for name, spoil := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := base.DeepCopy()
+			spoil(n)
+			scheme, err := newScheme()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := clusterSource{fake.NewClientBuilder().WithScheme(scheme).WithObjects(n).Build()}.nodes(t.Context())
+			if err != nil || len(got) > 0 {
+				t.Errorf("nodes are %v, %v; want none", got, err)
+			}
+		})
+	}
+}
+
+func TestWatchNamesBothRevisionsOfAPod(t *testing.T) {
+	scheme, err := newScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	informers := &informertest.FakeInformers{Scheme: scheme}
+	in := newInbox()
+	if err := watch(t.Context(), informers, in); err != nil {
+		t.Fatal(err)
+	}
+	pods, err := informers.FakeInformerFor(t.Context(), &corev1.Pod{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(revision string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p", Labels: map[string]string{serving.RevisionLabelKey: revision}}}
+	}
+	pods.Update(of("r"), of("s"))
+	want := map[types.NamespacedName]bool{{Namespace: "default", Name: "r"}: true, {Namespace: "default", Name: "s"}: true}
+	if diff := cmp.Diff(want, in.take().revisions); diff != "" {
+		t.Errorf("revisions (-want +got):\n%s", diff)
 	}
 }

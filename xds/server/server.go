@@ -79,14 +79,15 @@ func (s *Server) Publish(ctx context.Context, snap *cachev3.Snapshot) error {
 func (s *Server) Progress() <-chan struct{} { return s.progress }
 
 // Envoys says how the connected Envoys stand towards the wanted resources of a
-// type, given as versions by name; an empty version stands for any.
+// type, given as versions by name; an empty version stands for any,
+// snapshot.Absent for none.
 func (s *Server) Envoys(typeURL string, want map[string]string) Envoys {
 	return s.tracker.envoys(typeURL, want)
 }
 
-// Silence stops waiting for the Envoys that lack what is wanted and have sent
-// nothing since the given time, and returns their node ids. Whatever they send
-// next makes them count again.
+// Silence stops waiting for the Envoys that lack what is wanted, haven't refused
+// it and have sent nothing since the given time, and returns their node ids.
+// Whatever they send next makes them count again.
 func (s *Server) Silence(typeURL string, want map[string]string, since time.Time) []string {
 	return s.tracker.silence(typeURL, want, since)
 }
@@ -112,6 +113,7 @@ func (s *Server) Run(ctx context.Context) error {
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.WaitForHandlers(true), // so that none outlives Run
 		// An Envoy that hangs is gone after 15 s, and no publish waits for it.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		// Envoys ping too; by default gRPC would hang up on them for it.

@@ -191,6 +191,9 @@ func TestAcknowledgements(t *testing.T) {
 	}
 	c.nack(resp, "no such thing")
 	await(t, s, resourcev3.ClusterType, second.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
+	if nodes := s.Silence(resourcev3.ClusterType, second.Clusters.Versions(), time.Now()); len(nodes) > 0 {
+		t.Errorf("%v refused and was made silent", nodes)
+	}
 	// What it has, it keeps.
 	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Acked: 1})
 	if got := s.Rejections(); got != 1 {
@@ -203,6 +206,8 @@ func TestAcknowledgements(t *testing.T) {
 		t.Errorf("removed (-want +got):\n%s", diff)
 	}
 	c.ack(resp)
+	await(t, s, resourcev3.ClusterType, map[string]string{"b": snapshot.Absent}, Envoys{Acked: 1})
+	await(t, s, resourcev3.ClusterType, map[string]string{"a": snapshot.Absent}, Envoys{Pending: 1})
 	await(t, s, resourcev3.ClusterType, second.Clusters.Versions(), Envoys{Pending: 1})
 
 	c.close()
@@ -236,8 +241,19 @@ func TestRepeatedSubscriptionIsAnswered(t *testing.T) {
 		c.ack(resp)
 	}
 	await(t, s, resourcev3.EndpointType, map[string]string{"a": ""}, Envoys{Acked: 1})
-	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.EndpointType, ResourceNamesUnsubscribe: []string{"a"}})
+	unsubscribe := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.EndpointType, ResourceNamesUnsubscribe: []string{"a"}}
+	c.send(unsubscribe)
 	await(t, s, resourcev3.EndpointType, map[string]string{"a": ""}, Envoys{Pending: 1})
+
+	// An answer that crosses with the end of the subscription brings nothing back.
+	c.send(subscribe)
+	resp := c.receive()
+	c.send(unsubscribe)
+	c.ack(resp)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	c.ack(c.receive()) // so all before it has been read
+	await(t, s, resourcev3.ClusterType, st.Clusters.Versions(), Envoys{Acked: 1})
+	await(t, s, resourcev3.EndpointType, map[string]string{"a": snapshot.Absent}, Envoys{Acked: 1})
 }
 
 func TestSilence(t *testing.T) {
@@ -270,6 +286,9 @@ func TestStopEndsStreams(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Errorf("stop: %v", err)
+	}
+	if got := s.Envoys(resourcev3.ClusterType, nil); got != (Envoys{}) {
+		t.Errorf("streams outlive the server: %+v", got)
 	}
 	if _, err := os.Lstat(s.socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket file: %v, want none", err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/wisp-serving/wisp/xds/snapshot"
 )
 
 // tracker records, from the requests and responses on each stream, which version
@@ -101,12 +102,18 @@ func (t *tracker) record(id int64, req *discoveryv3.DeltaDiscoveryRequest) *Reje
 	maps.Copy(state.acked, req.GetInitialResourceVersions())
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		delete(state.acked, name)
+		for _, r := range state.sent {
+			delete(r.versions, name) // its answer says nothing about name any more
+		}
 	}
 	sent, ok := state.sent[req.GetResponseNonce()]
 	if !ok {
 		return nil
 	}
 	delete(state.sent, req.GetResponseNonce())
+	for _, name := range sent.removed { // Envoy removes even where it refuses the rest
+		delete(state.acked, name)
+	}
 	if req.GetErrorDetail() != nil {
 		state.rejected, state.rejection = sent.versions, req.GetErrorDetail().GetMessage()
 		return &Rejection{
@@ -118,9 +125,6 @@ func (t *tracker) record(id int64, req *discoveryv3.DeltaDiscoveryRequest) *Reje
 	}
 	state.rejected, state.rejection = nil, ""
 	maps.Copy(state.acked, sent.versions)
-	for _, name := range sent.removed {
-		delete(state.acked, name)
-	}
 	return nil
 }
 
@@ -147,10 +151,16 @@ func (s *stream) typeState(typeURL string) *typeState {
 }
 
 // holds reports whether the stream has acknowledged want; an empty version
-// stands for any.
+// stands for any, snapshot.Absent for none.
 func (s *stream) holds(typeURL string, want map[string]string) bool {
 	for name, version := range want {
 		got, ok := s.acked(typeURL, name)
+		if version == snapshot.Absent {
+			if ok {
+				return false
+			}
+			continue
+		}
 		if !ok || version != "" && got != version {
 			return false
 		}
@@ -217,13 +227,13 @@ func (t *tracker) envoys(typeURL string, want map[string]string) Envoys {
 }
 
 // silence makes the streams silent that lack want and were last heard before the
-// given time, and returns their nodes.
+// given time, and returns their nodes. One that has refused want has answered.
 func (t *tracker) silence(typeURL string, want map[string]string, before time.Time) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var nodes []string
 	for _, s := range t.streams {
-		if !s.silent && s.heard.Before(before) && !s.holds(typeURL, want) {
+		if !s.silent && s.heard.Before(before) && !s.holds(typeURL, want) && s.refused(typeURL, want) == "" {
 			s.silent = true
 			nodes = append(nodes, s.node)
 		}

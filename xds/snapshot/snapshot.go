@@ -112,9 +112,13 @@ func (s Set) Versions() map[string]string {
 }
 
 // Acked reports whether all proxies have acknowledged the resources of a type
-// that are wanted, given as versions by name; an empty version stands for any.
-// With no proxy there is nobody to wait for.
+// that are wanted, given as versions by name; an empty version stands for any,
+// and Absent for none. With no proxy there is nobody to wait for.
 type Acked func(typeURL string, want map[string]string) bool
+
+// Absent in place of a version wants that a proxy doesn't hold the resource, or
+// has acknowledged that it went.
+const Absent = "absent"
 
 // Step is what Next wants done.
 type Step int
@@ -131,7 +135,9 @@ const (
 
 // Next returns the next step from published to target:
 //
-//  1. Target's clusters and endpoints join those that are there.
+//  1. Target's clusters and endpoints join those that are there. One that comes
+//     back first waits until it has gone: its old acknowledgement would be taken
+//     for the new one.
 //  2. Once they are acknowledged, and so have reached Envoy's workers, target's
 //     routes and listeners replace the old ones.
 //  3. Once these are acknowledged, what only the old routes used goes.
@@ -139,6 +145,10 @@ const (
 // See RATIONALE.md "Why wait for acknowledgements between clusters and routes?".
 func Next(published, target State, acked Acked) (State, Step) {
 	if !published.Clusters.holds(target.Clusters) || !published.Endpoints.holds(target.Endpoints) {
+		added := target.Clusters.without(published.Clusters)
+		if !acked(resourcev3.ClusterType, added) || !acked(resourcev3.EndpointType, added) {
+			return published, Wait
+		}
 		return State{
 			Listeners: published.Listeners,
 			Routes:    published.Routes,
@@ -170,6 +180,17 @@ func (s Set) anyVersion() map[string]string {
 	out := make(map[string]string, len(s))
 	for name := range s {
 		out[name] = ""
+	}
+	return out
+}
+
+// without returns the names that other lacks, each to be Absent.
+func (s Set) without(other Set) map[string]string {
+	out := map[string]string{}
+	for name := range s {
+		if _, ok := other[name]; !ok {
+			out[name] = Absent
+		}
 	}
 	return out
 }

@@ -51,14 +51,23 @@ func TestNext(t *testing.T) {
 	tests := []struct {
 		name              string
 		published, target string
-		// acked are the types that Envoys have acknowledged as asked.
-		acked string
-		want  string
-		step  Step
+		// acked are the types that Envoys have acknowledged as asked, held those
+		// of which they still hold what comes anew.
+		acked, held string
+		want        string
+		step        Step
 	}{{
 		name:      "a new cluster joins before any route leads to it",
 		published: "r@1|a@1|a@1", target: "r@2|b@1|b@1",
 		want: "r@1|a@1 b@1|a@1 b@1", step: Publish,
+	}, {
+		name:      "a cluster comes back only after it has gone",
+		published: "r@2|b@1|b@1", target: "r@1|a@1|a@1", acked: "clusters endpoints routes", held: "clusters",
+		want: "r@2|b@1|b@1", step: Wait,
+	}, {
+		name:      "and so do its endpoints",
+		published: "r@2|b@1|b@1", target: "r@1|a@1|a@1", acked: "clusters endpoints routes", held: "endpoints",
+		want: "r@2|b@1|b@1", step: Wait,
 	}, {
 		name:      "routes wait for the cluster",
 		published: "r@1|a@1 b@1|a@1 b@1", target: "r@2|b@1|b@1", acked: "endpoints routes",
@@ -102,13 +111,16 @@ func TestNext(t *testing.T) {
 	}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			acked := func(typeURL string, _ map[string]string) bool {
-				for _, name := range strings.Fields(tt.acked) {
-					if typeURLs[name] == typeURL {
-						return true
+			listed := func(list, typeURL string) bool {
+				return slices.ContainsFunc(strings.Fields(list), func(name string) bool { return typeURLs[name] == typeURL })
+			}
+			acked := func(typeURL string, want map[string]string) bool {
+				for _, version := range want {
+					if version == Absent {
+						return !listed(tt.held, typeURL)
 					}
 				}
-				return false
+				return len(want) == 0 || listed(tt.acked, typeURL)
 			}
 			got, step := Next(long(tt.published), long(tt.target), acked)
 			if short(got) != tt.want || step != tt.step {

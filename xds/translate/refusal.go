@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+	"knative.dev/serving/pkg/activator"
 )
 
 // Refusal is why a KIngress is not served as it asks. Reason is one word for a
@@ -81,9 +82,44 @@ func checkRule(rule v1alpha1.IngressRule) error {
 		}
 	}
 	for i, p := range rule.HTTP.Paths {
-		if p.Path != "" && p.Path[0] != '/' {
-			return fmt.Errorf("http.paths[%d].path = %q, must begin with /", i, p.Path)
+		if err := checkPath(p); err != nil {
+			return fmt.Errorf("http.paths[%d].%w", i, err)
 		}
+	}
+	return nil
+}
+
+func checkPath(p v1alpha1.HTTPIngressPath) error {
+	if p.Path != "" && p.Path[0] != '/' {
+		return fmt.Errorf("path = %q, must begin with /", p.Path)
+	}
+	for i, s := range p.Splits {
+		for _, h := range headers(p.AppendHeaders, s.AppendHeaders) {
+			if err := checkAppended(h, s.IngressBackend); err != nil {
+				return fmt.Errorf("splits[%d]: %w", i, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkAppended refuses headers that would let a KIngress reach further than to
+// its backend. See RATIONALE.md "Which headers may a KIngress not append?".
+func checkAppended(h Header, to v1alpha1.IngressBackend) error {
+	want := h.Value
+	switch h.Name {
+	case "host", "connection", "content-length", "transfer-encoding":
+		return fmt.Errorf("appendHeaders has %s, which is the gateway's to set", h.Name)
+	case strings.ToLower(activator.RevisionHeaderName):
+		want = to.ServiceName
+	case strings.ToLower(activator.RevisionHeaderNamespace):
+		want = to.ServiceNamespace
+	}
+	if h.Value != want {
+		return fmt.Errorf("appended header %s = %q, must be the backend's %q", h.Name, h.Value, want)
+	}
+	if len(validation.IsHTTPHeaderName(h.Name)) > 0 {
+		return fmt.Errorf("appendHeaders has %q, must be of letters, digits and -", h.Name)
 	}
 	return nil
 }

@@ -243,8 +243,8 @@ func service(s v1alpha1.IngressBackendSplit) types.NamespacedName {
 func headers(from ...map[string]string) []Header {
 	all := map[string]string{}
 	for _, m := range from {
-		for name, value := range m {
-			all[strings.ToLower(name)] = value
+		for _, name := range slices.Sorted(maps.Keys(m)) { // two may differ in case only
+			all[strings.ToLower(name)] = m[name]
 		}
 	}
 	var out []Header

@@ -119,3 +119,13 @@ func TestClusters(t *testing.T) {
 		t.Errorf("clusters (-want +got):\n%s", diff)
 	}
 }
+
+func TestHeadersAreInOrder(t *testing.T) {
+	want := []Header{{"a", "lower"}, {"b", "later"}}
+	for range 50 { // maps have no order
+		got := headers(map[string]string{"A": "upper", "a": "lower", "b": "earlier"}, map[string]string{"B": "later"})
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("headers (-want +got):\n%s", diff)
+		}
+	}
+}
