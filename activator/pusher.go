@@ -85,7 +85,7 @@ func (p *Pusher) Run(ctx context.Context) error {
 // connect connects once and sends until the connection, or ctx, ends.
 func (p *Pusher) connect(ctx context.Context) error {
 	dialer := websocket.Dialer{HandshakeTimeout: dialTimeout}
-	conn, _, err := dialer.DialContext(ctx, p.target, nil)
+	conn, _, err := dialer.DialContext(ctx, p.target, nil) //nolint:bodyclose // gorilla: it needs no closing
 	if err != nil {
 		return fmt.Errorf("connect to the autoscaler: %w", err)
 	}

@@ -323,7 +323,7 @@ func (b *bed) waitReady(names ...string) {
 }
 
 // waitIngress waits until a KIngress is as wanted, woken by its changes.
-func (b *bed) waitIngress(name string, want func(*v1alpha1.Ingress) bool) *v1alpha1.Ingress {
+func (b *bed) waitIngress(name string, want func(*v1alpha1.Ingress) bool) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
@@ -333,9 +333,8 @@ func (b *bed) waitIngress(name string, want func(*v1alpha1.Ingress) bool) *v1alp
 	}
 	defer w.Stop()
 	for {
-		ing := b.ingress(name)
-		if want(ing) {
-			return ing
+		if want(b.ingress(name)) {
+			return
 		}
 		select {
 		case <-w.ResultChan():

@@ -26,7 +26,7 @@ func serveHealth(ctx context.Context, addr string, ready func() error) error {
 		return fmt.Errorf("listen for health checks on %s: %w", addr, err)
 	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	defer context.AfterFunc(ctx, func() { srv.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve health checks on %s: %w", addr, err)
 	}
