@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/client-go/util/workqueue"
 	"knative.dev/networking/pkg/apis/networking"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
@@ -172,23 +173,28 @@ func (b *bed) put(change func(*changes)) {
 	}
 }
 
-// save creates an object or replaces it.
+// save creates or replaces an object, as a user would: again, if its status was
+// written meanwhile.
 func (b *bed) save(o client.Object) {
 	b.t.Helper()
-	old := o.DeepCopyObject().(client.Object)
-	err := b.client.Get(context.Background(), client.ObjectKeyFromObject(o), old)
-	switch {
-	case apierrors.IsNotFound(err):
-		err = b.client.Create(context.Background(), o)
-	case err == nil:
-		o.SetResourceVersion(old.GetResourceVersion())
-		o.SetUID(old.GetUID())
-		o.SetGeneration(old.GetGeneration() + 1)
-		err = b.client.Update(context.Background(), o)
-	}
-	if err != nil {
+	if err := retry.RetryOnConflict(retry.DefaultRetry, func() error { return b.replace(o) }); err != nil {
 		b.t.Fatalf("save %s: %v", o.GetName(), err)
 	}
+}
+
+func (b *bed) replace(o client.Object) error {
+	old := o.DeepCopyObject().(client.Object)
+	err := b.client.Get(context.Background(), client.ObjectKeyFromObject(o), old)
+	if apierrors.IsNotFound(err) {
+		return b.client.Create(context.Background(), o)
+	}
+	if err != nil {
+		return err
+	}
+	o.SetResourceVersion(old.GetResourceVersion())
+	o.SetUID(old.GetUID())
+	o.SetGeneration(old.GetGeneration() + 1)
+	return b.client.Update(context.Background(), o)
 }
 
 func (b *bed) remove(o client.Object) {
