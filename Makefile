@@ -26,6 +26,7 @@ build: ## Build wisp into build/
 
 .PHONY: $(PLATFORM)
 $(PLATFORM):
+	@test -e $@ || echo 'build $@: minutes, on an empty cache'
 	@CGO_ENABLED=0 $(GO) build -buildvcs=false -o $@ ./test/platform/cmd/platform
 
 .PHONY: tools
