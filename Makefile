@@ -35,7 +35,7 @@ tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kube
 
 .PHONY: samples
 samples: $(PLATFORM) ## Compile the samples into build/
-	@cp "$$($(PLATFORM) guest samples/sort/sort.c)" build/sort.wasm
+	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" build/sort.wasm
 
 .PHONY: up
 up: samples ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')

@@ -47,6 +47,10 @@ func (b *Builder) checkout(ctx context.Context, name, pkg, env string, flags ...
 // Guest compiles a C file to a WASI command and returns the module's path. The
 // module has the file's name, with .wasm for its suffix.
 func (b *Builder) Guest(ctx context.Context, source string) (string, error) {
+	source, err := filepath.Abs(source) // the compiler runs in another folder
+	if err != nil {
+		return "", fmt.Errorf("compile guest: %w", err)
+	}
 	text, err := os.ReadFile(source)
 	if err != nil {
 		return "", fmt.Errorf("compile guest: %w", err)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -174,5 +175,34 @@ func TestFindRoot(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if _, err := FindRoot(); err == nil {
 		t.Error("FindRoot outside of a checkout gave no error")
+	}
+}
+
+// TestGuest_of_a_relative_path runs the real compiler, which works in a folder
+// of its own. The source's comment is new each time, so that no earlier module
+// is found.
+func TestGuest_of_a_relative_path(t *testing.T) {
+	cache, err := CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	source := "// " + dir + time.Now().String() + "\nint main(void) { return 0; }\n"
+	if err := os.WriteFile(filepath.Join(dir, "nothing.c"), []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	b := &Builder{Cache: cache, Report: func(string) {}}
+	module, err := b.Guest(t.Context(), "nothing.c")
+	if err != nil {
+		t.Fatalf("%v (`make tools` installs the compiler)", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(module)) })
+	content, err := os.ReadFile(module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(string(content), "\x00asm") {
+		t.Errorf("%s is no wasm module", module)
 	}
 }
