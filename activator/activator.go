@@ -150,7 +150,10 @@ func (a *Activator) Remove(revision types.NamespacedName, id types.UID) (drained
 		return closed()
 	}
 	drained, cold := e.slots.remove(id)
-	if r, ok := a.cfg.Revisions.Get(revision); cold && ok {
+	if !cold {
+		return drained
+	}
+	if r, ok := a.cfg.Revisions.Get(revision); ok {
 		a.activate(r, e)
 	}
 	return drained

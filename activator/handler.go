@@ -30,11 +30,13 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	hideIdentity(r)
 
 	e := a.entry(key)
-	defer e.load.begin(time.Now()).end()
+	now := time.Now()
+	defer e.load.begin(now).end()
 
-	ctx, cancel := context.WithTimeout(r.Context(), revision.Timeout)
+	deadline := now.Add(revision.Timeout)
+	ctx, cancel := context.WithDeadline(r.Context(), deadline)
 	defer cancel()
-	defer bound(w, time.Now().Add(revision.Timeout+lastWords))()
+	defer bound(w, deadline.Add(lastWords))()
 	t, err := a.slot(ctx, revision, e)
 	if err != nil {
 		a.refuse(w, r, key, err)

@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
@@ -128,11 +129,17 @@ func (p *Provider) CreatePod(_ context.Context, api *corev1.Pod) error {
 	return nil
 }
 
+// find returns the pod of that UID, false if it does not run here.
+func (p *Provider) find(uid types.UID) (*pod, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	it, ok := p.pods[uid]
+	return it, ok
+}
+
 // UpdatePod takes labels and annotations over.
 func (p *Provider) UpdatePod(ctx context.Context, api *corev1.Pod) error {
-	p.mu.Lock()
-	it, ok := p.pods[api.UID]
-	p.mu.Unlock()
+	it, ok := p.find(api.UID)
 	if !ok {
 		return p.CreatePod(ctx, api)
 	}
@@ -144,9 +151,7 @@ func (p *Provider) UpdatePod(ctx context.Context, api *corev1.Pod) error {
 // shorter grace period. A pod that has ended, or that ended with an earlier
 // process of this node, only has its object left: that goes at once.
 func (p *Provider) DeletePod(ctx context.Context, api *corev1.Pod) error {
-	p.mu.Lock()
-	it, ok := p.pods[api.UID]
-	p.mu.Unlock()
+	it, ok := p.find(api.UID)
 	if !ok {
 		return p.removeFromAPI(ctx, nameOf(api), api.UID)
 	}
@@ -234,9 +239,7 @@ func (p *Provider) missed(obj any) {
 	if !ok {
 		return
 	}
-	p.mu.Lock()
-	it, ok := p.pods[api.UID]
-	p.mu.Unlock()
+	it, ok := p.find(api.UID)
 	if ok {
 		it.delete(grace(api))
 	}
@@ -302,12 +305,8 @@ func nameOf(api *corev1.Pod) types.NamespacedName {
 
 // grace returns how long the pod's requests may run on.
 func grace(api *corev1.Pod) time.Duration {
-	seconds := api.DeletionGracePeriodSeconds
-	if seconds == nil {
-		seconds = api.Spec.TerminationGracePeriodSeconds
+	if seconds := api.DeletionGracePeriodSeconds; seconds != nil {
+		return time.Duration(*seconds) * time.Second
 	}
-	if seconds == nil {
-		return corev1.DefaultTerminationGracePeriodSeconds * time.Second
-	}
-	return time.Duration(*seconds) * time.Second
+	return podspec.Grace(&api.Spec)
 }

@@ -87,11 +87,13 @@ func Parse(pod *corev1.Pod) (Spec, error) {
 		ABI:          pod.Annotations[config.ABIAnnotation],
 		Concurrency:  concurrency,
 		EarlyStart:   pod.Annotations[config.EarlyStartAnnotation] != "false",
-		Grace:        grace(&pod.Spec),
+		Grace:        Grace(&pod.Spec),
 	}, nil
 }
 
-func grace(spec *corev1.PodSpec) time.Duration {
+// Grace returns how long a pod's requests may run on when it ends, unless its
+// deletion says otherwise.
+func Grace(spec *corev1.PodSpec) time.Duration {
 	seconds := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if spec.TerminationGracePeriodSeconds != nil {
 		seconds = *spec.TerminationGracePeriodSeconds
