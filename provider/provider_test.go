@@ -120,7 +120,7 @@ func newStand(t *testing.T) *stand {
 	t.Cleanup(server.Close)
 	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://")}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
-	s.client.PrependReactor("update", "pods", s.checkUID)
+	s.client.PrependReactor("update", "pods", s.update)
 	s.start(t)
 	return s
 }
@@ -139,15 +139,26 @@ func (s *stand) checkPreconditions(action ktesting.Action) (bool, k8sruntime.Obj
 	return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), a.GetName(), errors.New("another UID"))
 }
 
-// checkUID does likewise for updates: none changes a pod's UID.
-func (s *stand) checkUID(action ktesting.Action) (bool, k8sruntime.Object, error) {
+// update does likewise for updates: none changes a pod's UID, one of the status
+// changes nothing else, and one of the pod leaves its status as it is.
+func (s *stand) update(action ktesting.Action) (bool, k8sruntime.Object, error) {
 	a := action.(ktesting.UpdateActionImpl)
-	updated := a.GetObject().(*corev1.Pod)
-	current, err := s.client.Tracker().Get(a.GetResource(), a.GetNamespace(), updated.Name)
-	if err != nil || current.(*corev1.Pod).UID == updated.UID {
-		return false, nil, nil
+	updated := a.GetObject().(*corev1.Pod).DeepCopy()
+	obj, err := s.client.Tracker().Get(a.GetResource(), a.GetNamespace(), updated.Name)
+	if err != nil {
+		return true, nil, err
 	}
-	return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), updated.Name, errors.New("another UID"))
+	current := obj.(*corev1.Pod).DeepCopy()
+	if current.UID != updated.UID {
+		return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), updated.Name, errors.New("another UID"))
+	}
+	if a.GetSubresource() == "status" {
+		current.Status = updated.Status
+		updated = current
+	} else {
+		updated.Status = current.Status
+	}
+	return true, updated, s.client.Tracker().Update(a.GetResource(), updated, a.GetNamespace())
 }
 
 // start starts a provider, as a node's process would.
