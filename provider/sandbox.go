@@ -28,9 +28,10 @@ func sandboxSpec(id string, image oci.Image, spec podspec.Spec, log guestLog) sa
 		Argv0:  image.FileName(),
 		Args:   args,
 		// The pod's variables come last: of two with one name, the last holds.
-		Env: append(append([]string(nil), image.Env...), spec.Env...),
-		ABI: abi,
-		Log: log,
+		Env:    append(append([]string(nil), image.Env...), spec.Env...),
+		ABI:    abi,
+		Stdout: log,
+		Stderr: log,
 	}
 }
 

@@ -9,8 +9,13 @@ import (
 	"github.com/wisp-serving/wisp/runtime/api"
 )
 
-// ABIArgv is the name of the ABI whose requests are argument lists.
-const ABIArgv = "argv"
+// The ABIs: what a request is to the guest.
+const (
+	// ABICommand has no requests: the guest runs once, to its end.
+	ABICommand = "command"
+	// ABIArgv has requests that are argument lists.
+	ABIArgv = "argv"
+)
 
 // ErrClosed ends calls whose pod is going away.
 var ErrClosed = errors.New("the function is shutting down")
@@ -36,10 +41,14 @@ func DefaultLimits(output int) Limits {
 }
 
 // NewHandler returns the handler that answers requests by way of abi with what
-// run does. An unknown ABI is api.ErrUnusable.
+// run does; a command has no answer but 404. An unknown ABI is api.ErrUnusable.
 func NewHandler(abi string, run Runner, limits Limits) (http.Handler, error) {
-	if abi != ABIArgv {
-		return nil, api.Unusable(fmt.Errorf("abi = %q, must be %s", abi, ABIArgv))
+	switch abi {
+	case ABIArgv:
+		return newArgv(run, limits), nil
+	case ABICommand:
+		return http.NotFoundHandler(), nil
+	default:
+		return nil, api.Unusable(fmt.Errorf("abi = %q, must be %s or %s", abi, ABIArgv, ABICommand))
 	}
-	return newArgv(run, limits), nil
 }

@@ -121,9 +121,19 @@ func (c *Command) Try(ctx context.Context, m Module) error {
 type Call struct {
 	// Args follow the Command's own arguments.
 	Args []string
-	// Stdout takes what the guest writes to standard output. An error of its
-	// Write stops the guest and is what Run returns.
+	// Env follows the Command's own variables; of two with one name, the last
+	// holds.
+	Env []string
+	// Stdin is what the guest reads from standard input; nil is empty. Its Read
+	// must end with the call's context. An error other than io.EOF ends the
+	// guest and is what Run returns.
+	Stdin io.Reader
+	// Stdout takes what the guest writes to standard output, nil drops it. An
+	// error of its Write ends the guest and is what Run returns.
 	Stdout io.Writer
+	// Stderr is Stdout for standard error; nil is CommandConfig.Stderr. The trap
+	// that ended the guest is written there too.
+	Stderr io.Writer
 }
 
 // ExitError says that a guest ended with a status other than 0.
@@ -145,22 +155,27 @@ func (e *TrapError) Unwrap() error { return e.Trap }
 
 // Run runs one instance of m to its end and releases m once the instance
 // exists. It returns nil for exit status 0, *ExitError for another, *TrapError,
-// the error of call.Stdout, or ctx's cause when ctx ended the guest.
+// the error of one of call's streams, or ctx's cause when ctx ended the guest.
 func (c *Command) Run(ctx context.Context, m Module, call Call) error {
-	p := c.process(ctx, call.Stdout)
+	p := c.process(ctx, call)
 	defer c.reuse(p)
 	argv := append(c.argv, call.Args...) // c.argv has no room: this copies
 	ctx = experimental.WithMemoryAllocator(ctx, &p.memory)
-	instance, err := m.Instantiate(ctx, p.config.WithArgs(argv...))
+	config := p.config.WithArgs(argv...)
+	for _, entry := range call.Env {
+		key, value, _ := strings.Cut(entry, "=")
+		config = config.WithEnv(key, value)
+	}
+	instance, err := m.Instantiate(ctx, config)
 	m.Release()
 	if err == nil {
 		defer func() { _ = instance.Close(ctx) }() // frees what it holds; there is nothing to fail
 		_, err = instance.ExportedFunction(start).Call(ctx)
 	}
-	p.stderr.flush()
+	_ = p.lines.Flush() // which never fails
 	err = p.outcome(err)
 	if trap := new(TrapError); errors.As(err, &trap) {
-		_, _ = fmt.Fprintln(&p.stderr, trap.Trap)
+		_, _ = fmt.Fprintln(p.call.Stderr, trap.Trap)
 	}
 	return err
 }
@@ -169,43 +184,78 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 // points here, so that both can be used again by a later call.
 type process struct {
 	config wazero.ModuleConfig
-	stderr lines
+	lines  *Lines // to CommandConfig.Stderr
 	memory memory
 
 	ctx    context.Context
-	stdout io.Writer
-	failed error // of stdout
+	call   Call
+	failed error // of one of call's streams
 }
 
-func (c *Command) process(ctx context.Context, out io.Writer) *process {
+func (c *Command) process(ctx context.Context, call Call) *process {
 	p, ok := c.processes.Get().(*process)
 	if !ok {
-		p = &process{stderr: lines{emit: c.stderr}}
+		p = &process{lines: NewLines(func(line []byte) error { c.stderr(line); return nil })}
 		p.config = c.base.
+			WithStdin((*stdin)(p)).
 			WithStdout((*stdout)(p)).
-			WithStderr(&p.stderr).
+			WithStderr((*stderr)(p)).
 			WithNanosleep(p.sleep)
 	}
-	p.ctx, p.stdout = ctx, out
+	p.ctx, p.call = ctx, call
+	if call.Stdout == nil {
+		p.call.Stdout = io.Discard
+	}
+	if call.Stderr == nil {
+		p.call.Stderr = p.lines
+	}
 	return p
 }
 
 func (c *Command) reuse(p *process) {
 	p.memory.release()
-	p.ctx, p.stdout, p.failed = nil, nil, nil
+	p.ctx, p.call, p.failed = nil, Call{}, nil
 	c.processes.Put(p)
 }
 
-// stdout is a process as the writer behind its standard output.
-type stdout process
+// stdin, stdout and stderr are a process as the streams that it has.
+type (
+	stdin  process
+	stdout process
+	stderr process
+)
+
+func (s *stdin) Read(b []byte) (int, error) {
+	if s.call.Stdin == nil {
+		return 0, io.EOF
+	}
+	n, err := s.call.Stdin.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		(*process)(s).fail(err)
+	}
+	return n, err
+}
 
 func (s *stdout) Write(b []byte) (int, error) {
-	n, err := s.stdout.Write(b)
+	n, err := s.call.Stdout.Write(b)
 	if err != nil {
-		s.failed = err
-		leave()
+		(*process)(s).fail(err)
 	}
 	return n, nil
+}
+
+func (s *stderr) Write(b []byte) (int, error) {
+	n, err := s.call.Stderr.Write(b)
+	if err != nil {
+		(*process)(s).fail(err)
+	}
+	return n, nil
+}
+
+// fail ends the guest whose host function calls it because a stream has failed.
+func (p *process) fail(err error) {
+	p.failed = err
+	leave()
 }
 
 // sleep is what poll_oneoff waits with.

@@ -1,17 +1,20 @@
 // Package sandbox is one container as the runtime sees it: which module it
 // runs, with what settings, and the instances that run now.
 //
-// A Sandbox is an http.Handler that answers each request with a fresh instance.
-// It isn't the container's life: restarts, probes and status are its caller's.
-// It owns no goroutine while nothing is logged; while guests write to standard
-// error, one carries their lines to the log, so that a slow log doesn't slow an
-// answer.
+// A Sandbox is an http.Handler that answers each request with a fresh instance
+// (the ABIs argv and so on), or a command that Run runs to its end. It isn't the
+// container's life: restarts, probes and status are its caller's. It owns no
+// goroutine while nothing is logged; while guests write, one carries their lines
+// to the log, so that a slow log doesn't slow an answer.
 package sandbox
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 
@@ -33,16 +36,18 @@ type Spec struct {
 	Args []string
 	// Env holds "KEY=value" entries, at most 4096.
 	Env []string
-	// ABI says how a request reaches the guest: argv.
+	// ABI says how a request reaches the guest: argv, or command, which is also
+	// what none means, if no request does.
 	ABI string
 	// Proven says that a sandbox like this one has started before, so that no
 	// instance need be tried.
 	Proven bool
-	// Log takes what guests write to standard error, and their traps: one whole
-	// line, of at most 16 KiB and its line break, for each Write, one Write after
-	// another. While a Write blocks, lines wait, and beyond 1 MiB they are dropped
-	// and counted. nil drops all.
-	Log io.Writer
+	// Stdout and Stderr take what guests write to these streams, as far as it
+	// isn't an answer, and Stderr their traps too: one whole line, of at most
+	// 16 KiB and its line break, for each Write, one Write to either after another.
+	// While a Write blocks, lines wait, and beyond 1 MiB so does a command; those
+	// of requests are dropped and counted then. nil drops all.
+	Stdout, Stderr io.Writer
 }
 
 // Deps is what sandboxes share.
@@ -71,8 +76,10 @@ type Sandbox struct {
 
 	mu      sync.Mutex
 	closed  bool
-	running int
+	closing chan struct{} // closed with closed
+	running int           // requests
 	idle    chan struct{} // closed when closed && running == 0
+	main    chan struct{} // unless nil, Run runs the command; closed when it has ended
 	once    sync.Once     // of OnClose
 }
 
@@ -80,7 +87,16 @@ type Sandbox struct {
 // instance without running it unless spec is Proven, and returns a sandbox that takes requests. What
 // can never work is api.ErrUnusable.
 func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
-	s := &Sandbox{spec: spec, deps: deps, lines: newLineQueue(spec.Log), idle: make(chan struct{})}
+	if spec.ABI == "" {
+		spec.ABI = guest.ABICommand
+	}
+	s := &Sandbox{
+		spec:    spec,
+		deps:    deps,
+		lines:   newLineQueue(spec.Stdout, spec.Stderr),
+		closing: make(chan struct{}),
+		idle:    make(chan struct{}),
+	}
 	var err error
 	if s.handler, err = guest.NewHandler(spec.ABI, s.run, deps.Limits); err != nil {
 		return nil, s.named(err)
@@ -89,7 +105,7 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		Argv0:  spec.Argv0,
 		Args:   spec.Args,
 		Env:    spec.Env,
-		Stderr: s.lines.add,
+		Stderr: func(line []byte) { s.lines.offer(stderr, line) },
 	})
 	if err != nil {
 		return nil, s.named(err)
@@ -112,8 +128,62 @@ func (s *Sandbox) named(err error) error { return fmt.Errorf("start %s: %w", s.s
 
 // ServeHTTP answers one request with a fresh instance. The request's context
 // bounds the guest: at its deadline the answer is 504. After Close the answer is
-// 503.
+// 503. A command answers 404.
 func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// errRunning is the answer to a Run while another one runs.
+var errRunning = errors.New("it runs already")
+
+// Run runs the container's command once to its end. It returns nil for exit
+// status 0, *guest.ExitError, *guest.TrapError, guest.ErrClosed if Close ended
+// it, or ctx's cause. It may be called again after that, but not at once. The
+// command's standard input is empty; its output goes to the logs.
+//
+// Where requests run the guest, Run runs nothing and waits for ctx or Close.
+func (s *Sandbox) Run(ctx context.Context) error {
+	if s.spec.ABI != guest.ABICommand {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.closing:
+			return guest.ErrClosed
+		}
+	}
+	done, err := s.beginMain()
+	if err != nil {
+		return s.named(err)
+	}
+	defer done()
+	out := guest.NewLines(func(line []byte) error { return s.lines.put(ctx, stdout, line) })
+	errs := guest.NewLines(func(line []byte) error { return s.lines.put(ctx, stderr, line) })
+	err = s.call(ctx, guest.Call{Stdout: out, Stderr: errs})
+	return cmp.Or(err, out.Flush(), errs.Flush())
+}
+
+// beginMain makes this the one Run; the caller calls what it returns at its end.
+func (s *Sandbox) beginMain() (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, guest.ErrClosed
+	case s.main != nil:
+		return nil, errRunning
+	}
+	ended := make(chan struct{})
+	s.main = ended
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.main = nil
+		close(ended)
+	}, nil
+}
+
+// Dial connects to a port on which the guest listens.
+func (s *Sandbox) Dial(_ context.Context, port int) (net.Conn, error) {
+	return nil, fmt.Errorf("dial port %d of %s: a guest of the ABI %s doesn't listen", port, s.spec.ID, s.spec.ABI)
+}
 
 // run is the guest.Runner of the sandbox. Only what is in here counts as
 // running: a client who sends or reads slowly can't delay Close.
@@ -122,6 +192,11 @@ func (s *Sandbox) run(ctx context.Context, call guest.Call) error {
 		return guest.ErrClosed
 	}
 	defer s.end()
+	return s.call(ctx, call)
+}
+
+// call runs one instance, until it ends or Close stops it.
+func (s *Sandbox) call(ctx context.Context, call guest.Call) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.stopping, func() { cancel(guest.ErrClosed) })()
@@ -157,13 +232,16 @@ func (s *Sandbox) end() {
 }
 
 // Close takes no new requests, waits for the running ones until ctx ends, then
-// stops those that are left and waits for them and for the log. It returns
-// ctx's error if it had to stop any. It is safe to call again, and at once; each
-// call waits.
+// stops those that are left, and a command that Run runs, as a signal stops a
+// process that doesn't handle it. It waits for them and for the log. It returns
+// ctx's error if it had to stop requests. It is safe to call again, and at once;
+// each call waits.
 func (s *Sandbox) Close(ctx context.Context) error {
 	s.mu.Lock()
+	main := s.main
 	if !s.closed {
 		s.closed = true
+		close(s.closing)
 		if s.running == 0 {
 			close(s.idle)
 		}
@@ -182,7 +260,10 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			<-s.idle
 		}
 	}
-	s.stop(nil) // frees the context
+	s.stop(guest.ErrClosed)
+	if main != nil {
+		<-main
+	}
 	s.lines.wait()
 	if s.deps.OnClose != nil {
 		s.once.Do(func() { s.deps.OnClose(s) })

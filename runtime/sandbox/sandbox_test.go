@@ -41,6 +41,7 @@ func run(m *testing.M) int {
 		"loop":    wasmtest.Command(wasmtest.Loop),
 		"imports": wasmtest.Importing([2]string{"env", "f"}),
 		"reactor": wasmtest.Reactor(), // it has no _start
+		"trap":    wasmtest.Command(wasmtest.Trap),
 	}
 	if binaries["puppet"], err = wasmtest.Puppet(); err != nil {
 		log.Fatal(err)
@@ -75,7 +76,10 @@ func start(t testing.TB, spec Spec) *Sandbox {
 	if spec.Module == "" {
 		spec.Module = "puppet"
 	}
-	spec.ID, spec.Argv0, spec.ABI = t.Name(), "puppet.wasm", guest.ABIArgv
+	spec.ID, spec.Argv0 = t.Name(), "puppet.wasm"
+	if spec.ABI == "" {
+		spec.ABI = guest.ABIArgv
+	}
 	deps := Deps{Modules: modules, Limits: guest.DefaultLimits(64 << 10), Log: zap.NewNop().Sugar()}
 	s, err := New(t.Context(), deps, spec)
 	if err != nil {
@@ -182,7 +186,7 @@ func TestParallelRequestsShareNothing(t *testing.T) {
 func TestDeadlineStopsTheGuest(t *testing.T) {
 	for _, verb := range []string{"loop", "sleep", "floodlog"} {
 		t.Run(verb, func(t *testing.T) {
-			s := start(t, Spec{Log: io.Discard})
+			s := start(t, Spec{Stderr: io.Discard})
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
 			if w := call(ctx, s, verb); w.Code != http.StatusGatewayTimeout || w.Body.String() != "request timeout\n" {
@@ -197,7 +201,7 @@ func TestDeadlineStopsTheGuest(t *testing.T) {
 
 func TestClientThatWentAwayStopsTheGuest(t *testing.T) {
 	log := &record{}
-	s := start(t, Spec{Log: log})
+	s := start(t, Spec{Stderr: log})
 	srv := httptest.NewServer(s)
 	defer srv.Close()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -246,7 +250,7 @@ func TestOutputIsBounded(t *testing.T) {
 
 func TestLogGetsLinesInOrder(t *testing.T) {
 	log := &record{}
-	s := start(t, Spec{Log: log})
+	s := start(t, Spec{Stderr: log})
 	if w := call(t.Context(), s, "err", "one", "out", "answer", "err", "two\nthree"); w.Body.String() != "answer\n" {
 		t.Errorf("got %d %q", w.Code, w.Body)
 	}
@@ -260,7 +264,7 @@ func TestLogGetsLinesInOrder(t *testing.T) {
 
 func TestTrapIsInTheLogNotInTheAnswer(t *testing.T) {
 	log := &record{}
-	s := start(t, Spec{Log: log})
+	s := start(t, Spec{Stderr: log})
 	if w := call(t.Context(), s, "panic"); w.Code != 500 || strings.Contains(w.Body.String(), "as told") {
 		t.Errorf("got %d %q", w.Code, w.Body)
 	}
@@ -274,7 +278,7 @@ func TestTrapIsInTheLogNotInTheAnswer(t *testing.T) {
 
 func TestSlowLogSlowsNoAnswer(t *testing.T) {
 	log := &record{hold: make(chan struct{})}
-	s := start(t, Spec{Log: log})
+	s := start(t, Spec{Stderr: log})
 	for range 3 {
 		if w := call(t.Context(), s, "err", "line", "out", "answer"); w.Code != http.StatusOK {
 			t.Errorf("got %d", w.Code)
@@ -297,14 +301,14 @@ func TestSlowLogSlowsNoAnswer(t *testing.T) {
 
 func TestLineQueueDropsAndSaysSo(t *testing.T) {
 	log := &record{hold: make(chan struct{})}
-	q := newLineQueue(log)
+	q := newLineQueue(nil, log)
 	line := []byte(strings.Repeat("x", 1023))
 	for range 4096 {
-		q.add(line)
+		q.offer(stderr, line)
 	}
 	close(log.hold)
 	q.wait()
-	q.add([]byte("later"))
+	q.offer(stderr, []byte("later"))
 	q.wait()
 	got := log.all()
 	var dropped int
@@ -392,7 +396,7 @@ func TestNewRefuses(t *testing.T) {
 		kind error
 		want string
 	}{
-		"abi":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "cgi"}, api.ErrUnusable, `start ns/pod: abi = "cgi", must be argv`},
+		"abi":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "http"}, api.ErrUnusable, `start ns/pod: abi = "http", must be argv or command`},
 		"env":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "argv", Env: []string{"A"}}, api.ErrUnusable, "KEY=value"},
 		"imports": {Spec{ID: "ns/pod", Module: "imports", Argv0: "x", ABI: "argv"}, api.ErrUnusable, "unknown imports: env.f"},
 		"module":  {Spec{ID: "ns/pod", Module: "other", Argv0: "x", ABI: "argv"}, api.ErrImagePull, "no such module"},
