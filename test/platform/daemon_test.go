@@ -56,8 +56,9 @@ func TestDaemon(t *testing.T) {
 
 	taken := listen(t)
 	out, err := run("up", "--without-wisp", "--ports", "free", "--port", fmt.Sprintf("registry=%d", taken))
-	if want := fmt.Sprintf("port %d on 127.0.0.1 is taken by another process: give another with --port registry=NUMBER", taken); err == nil || !strings.Contains(out, want) {
-		t.Errorf("up with a taken port: %v, want %q in\n%s", err, want, out)
+	who, setting := fmt.Sprintf("port %d on 127.0.0.1 is taken by process %d (", taken, os.Getpid()), "--port registry=NUMBER"
+	if err == nil || !strings.Contains(out, who) || !strings.Contains(out, setting) {
+		t.Errorf("up with a taken port: %v, want %q and %q in\n%s", err, who, setting, out)
 	}
 
 	must("ready after", "up", "--without-wisp", "--ports", "free")

@@ -34,6 +34,8 @@ type Options struct {
 	// WithoutRace builds wisp as users get it, for measurements. Otherwise it
 	// has the race detector in it.
 	WithoutRace bool
+	// Nodes is the number of wisp nodes; 0 means one.
+	Nodes int
 }
 
 // Platform is a running platform.
@@ -48,6 +50,9 @@ type Platform struct {
 	Gateway, InternalGateway string
 	// Registry is the registry's host:port, as in an image reference.
 	Registry string
+	// NodeAddresses are the addresses of the wisp nodes, in the order of their
+	// names: wisp-0, wisp-1 and so on.
+	NodeAddresses []string
 	// SortModule is the path of sort.wasm; empty without Wisp.
 	SortModule string
 
@@ -141,7 +146,7 @@ func (p *Platform) configure(ctx context.Context, o Options) (stack.Config, erro
 	if cfg.Ports, err = ports.Free(); err != nil {
 		return cfg, err
 	}
-	cfg.NodeAddress, err = stack.FreeNodeAddress()
+	cfg.NodeAddresses, err = stack.FreeNodeAddresses(cfg.Ports, max(o.Nodes, 1))
 	return cfg, err
 }
 
@@ -151,6 +156,7 @@ func (p *Platform) connect(cfg stack.Config) error {
 	p.Gateway = cfg.Gateway()
 	p.InternalGateway = cfg.InternalGateway()
 	p.Registry = cfg.Registry()
+	p.NodeAddresses = cfg.NodeAddresses
 	var err error
 	p.Client, err = newClient(p.REST)
 	return err

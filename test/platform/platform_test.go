@@ -1,19 +1,32 @@
 package platform_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/crane"
 	appsv1 "k8s.io/api/apps/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/cert"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform"
+	"github.com/wisp-serving/wisp/test/platform/cluster"
+	"github.com/wisp-serving/wisp/test/platform/stack"
 )
 
 // TestPlatform covers what the platform promises without Wisp on it.
@@ -21,6 +34,7 @@ func TestPlatform(t *testing.T) {
 	p := platform.Start(t, platform.Options{WithoutWisp: true})
 	t.Run("a service's pod is bound to the wasm node", func(t *testing.T) { testService(t, p) })
 	t.Run("the webhook refuses what Knative refuses", func(t *testing.T) { testWebhook(t, p) })
+	t.Run("a node gets its serving certificate", func(t *testing.T) { testServingCertificate(t, p) })
 	t.Run("roles have the permissions of their manifests", func(t *testing.T) { testPermissions(t, p) })
 	t.Run("a killed component comes back", func(t *testing.T) { testKill(t, p) })
 }
@@ -92,6 +106,59 @@ func testWebhook(t *testing.T, p *platform.Platform) {
 	if err == nil || !strings.Contains(err.Error(), "validation.webhook.serving.knative.dev") {
 		t.Errorf("create a service with a lifecycle = %v, want it refused by the webhook", err)
 	}
+}
+
+// testServingCertificate asks for a certificate as the first node would, and for
+// one that isn't that node's to have.
+func testServingCertificate(t *testing.T, p *platform.Platform) {
+	node := stack.NodeName(0)
+	cfg := rest.CopyConfig(p.REST)
+	cfg.Impersonate = rest.ImpersonationConfig{UserName: cluster.NodeUser(node), Groups: []string{cluster.NodesGroup, "system:authenticated"}}
+	asNode, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(name string, ip net.IP) *certificatesv1.CertificateSigningRequest {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request, err := cert.MakeCSR(key, &pkix.Name{CommonName: cluster.NodeUser(node), Organization: []string{cluster.NodesGroup}}, nil, []net.IP{ip})
+		if err != nil {
+			t.Fatal(err)
+		}
+		csr := &certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: certificatesv1.CertificateSigningRequestSpec{
+				Request: request, SignerName: certificatesv1.KubeletServingSignerName,
+				Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
+			},
+		}
+		if csr, err = asNode.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return csr
+	}
+	own := net.ParseIP(p.NodeAddresses[0])
+	signed := platform.WaitFor(t, p, ask("own-address", own), "be signed",
+		func(r *certificatesv1.CertificateSigningRequest) bool { return len(r.Status.Certificate) > 0 })
+	certs, err := cert.ParseCertsPEM(signed.Status.Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := cert.NewPool(p.REST.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: own.String()}); err != nil {
+		t.Errorf("the certificate is not one that the API server would accept of %s: %v", own, err)
+	}
+	platform.WaitFor(t, p, ask("another-address", net.ParseIP("127.0.0.1")), "be denied",
+		func(r *certificatesv1.CertificateSigningRequest) bool {
+			return slices.ContainsFunc(r.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
+				return c.Type == certificatesv1.CertificateDenied
+			})
+		})
 }
 
 func testPermissions(t *testing.T, p *platform.Platform) {

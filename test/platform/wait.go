@@ -34,6 +34,8 @@ func newClient(cfg *rest.Config) (client.WithWatch, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.WarningHandlerWithContext = rest.NoWarnings{} // Knative's about its own Deployments, at each of them
 	return client.NewWithWatch(cfg, client.Options{Scheme: s})
 }
 

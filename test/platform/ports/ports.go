@@ -14,7 +14,7 @@ import (
 // Loopback is the address that everything but the wisp nodes listens on.
 const Loopback = "127.0.0.1"
 
-// Ports are the ports of one platform. All of them are on [Loopback].
+// Ports are the ports of one platform. All but NodeHealth are on [Loopback].
 type Ports struct {
 	Etcd              int `json:"etcd"`
 	EtcdPeer          int `json:"etcd-peer"`
@@ -27,10 +27,11 @@ type Ports struct {
 	KnativeHealth int `json:"knative-health"`
 	// Gateway takes requests for external hosts, GatewayInternal those for
 	// cluster-local ones.
-	Gateway          int `json:"gateway"`
-	GatewayInternal  int `json:"gateway-internal"`
-	EnvoyAdmin       int `json:"envoy-admin"`
-	GatewayHealth    int `json:"gateway-health"`
+	Gateway         int `json:"gateway"`
+	GatewayInternal int `json:"gateway-internal"`
+	EnvoyAdmin      int `json:"envoy-admin"`
+	GatewayHealth   int `json:"gateway-health"`
+	// NodeHealth is at each node's own address.
 	NodeHealth       int `json:"node-health"`
 	AutoscalerHealth int `json:"autoscaler-health"`
 	AutoscalerStats  int `json:"autoscaler-stats"`
@@ -102,6 +103,9 @@ func (p Ports) Check() error {
 			continue
 		}
 		settings[*s.Number] = s.Name
+		if s.Number == &p.NodeHealth {
+			continue // needed elsewhere
+		}
 		if err := CheckFree(Loopback, *s.Number); err != nil {
 			errs = append(errs, fmt.Errorf("%w: give another with --port %s=NUMBER", err, s.Name))
 		}
@@ -116,7 +120,7 @@ func CheckFree(host string, port int) error {
 	case err == nil:
 		return l.Close()
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("port %d on %s is taken by another process", port, host)
+		return fmt.Errorf("port %d on %s is taken by %s", port, host, holder(host, port))
 	default:
 		return fmt.Errorf("port %d on %s can't be used: %w", port, host, err)
 	}

@@ -28,9 +28,10 @@ type Config struct {
 	State State `json:"state"`
 	// Ports are those on 127.0.0.1.
 	Ports ports.Ports `json:"ports"`
-	// NodeAddress is the loopback address of the wisp node, which needs its
-	// ports 8012 and 10250.
-	NodeAddress string `json:"nodeAddress"`
+	// NodeAddresses are the addresses of the wisp nodes, a node for each: wisp-0,
+	// wisp-1 and so on. A node needs ports 8012, 10250 and that of its health
+	// checks there.
+	NodeAddresses []string `json:"nodeAddresses"`
 	// WithoutWisp leaves Wisp's roles and Envoy out.
 	WithoutWisp bool `json:"withoutWisp,omitempty"`
 	// Programs are the paths of everything that is not of this checkout.
@@ -48,11 +49,42 @@ const (
 	kubeletPort  = 10250
 )
 
-// DefaultNodeAddress is the node's address on the user's platform.
+// DefaultNodeAddress is the first node's address on the user's platform.
 const DefaultNodeAddress = "127.0.1.1"
 
-// FreeNodeAddress returns a loopback address whose ports nobody uses.
-func FreeNodeAddress() (string, error) { return ports.FreeHost(functionPort, kubeletPort) }
+// NodeName is the name of the i-th node, counted from 0.
+func NodeName(i int) string { return fmt.Sprintf("wisp-%d", i) }
+
+// NodeAddresses returns n addresses that count up from first.
+func NodeAddresses(first string, n int) ([]string, error) {
+	addr, err := netip.ParseAddr(first)
+	if err != nil {
+		return nil, fmt.Errorf("node-address = %q, must be an IP address", first)
+	}
+	var all []string
+	for range n {
+		all = append(all, addr.String())
+		addr = addr.Next()
+	}
+	return all, nil
+}
+
+// FreeNodeAddresses returns n loopback addresses whose ports nobody uses, given
+// the platform's other ports.
+func FreeNodeAddresses(p ports.Ports, n int) ([]string, error) {
+	var all []string
+	for range n {
+		host, err := ports.FreeHost(nodePorts(p)...)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, host)
+	}
+	return all, nil
+}
+
+// nodePorts are the ports that each node needs at its own address.
+func nodePorts(p ports.Ports) []int { return []int{functionPort, kubeletPort, p.NodeHealth} }
 
 // Validate returns every broken rule, joined.
 func (c Config) Validate() error {
@@ -60,9 +92,19 @@ func (c Config) Validate() error {
 	if c.State.Dir == "" || !filepath.IsAbs(c.State.Dir) {
 		errs = append(errs, fmt.Errorf("state = %q, must be an absolute path", c.State.Dir))
 	}
-	addr, err := netip.ParseAddr(c.NodeAddress)
-	if err != nil || !addr.IsLoopback() {
-		errs = append(errs, fmt.Errorf("node-address = %q, must be a loopback address", c.NodeAddress))
+	if len(c.NodeAddresses) == 0 && !c.WithoutWisp {
+		errs = append(errs, errors.New("nodes = 0, must be at least 1"))
+	}
+	seen := map[string]bool{}
+	for _, a := range c.NodeAddresses {
+		addr, err := netip.ParseAddr(a)
+		if err != nil || !addr.IsLoopback() {
+			errs = append(errs, fmt.Errorf("node-address = %q, must be a loopback address", a))
+		}
+		if seen[a] {
+			errs = append(errs, fmt.Errorf("node-address = %q, must be another for each node", a))
+		}
+		seen[a] = true
 	}
 	return errors.Join(errs...)
 }
@@ -70,10 +112,13 @@ func (c Config) Validate() error {
 // CheckPorts returns an error for each address that something else listens on.
 func (c Config) CheckPorts() error {
 	errs := []error{c.Ports.Check()}
-	if !c.WithoutWisp {
-		for _, p := range []int{functionPort, kubeletPort} {
-			if err := ports.CheckFree(c.NodeAddress, p); err != nil {
-				errs = append(errs, fmt.Errorf("%w: give the node another address with --node-address 127.X.Y.Z", err))
+	if c.WithoutWisp {
+		return errors.Join(errs...)
+	}
+	for _, address := range c.NodeAddresses {
+		for _, p := range nodePorts(c.Ports) {
+			if err := ports.CheckFree(address, p); err != nil {
+				errs = append(errs, fmt.Errorf("%w: give the nodes other addresses with --node-address 127.X.Y.Z", err))
 			}
 		}
 	}

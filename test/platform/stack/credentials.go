@@ -73,17 +73,23 @@ func (s *Stack) issue() (*credentials, error) {
 	return c, s.writeKubeconfigs(c)
 }
 
+// user is someone whom a client certificate names.
+type user struct {
+	file, name string
+	groups     []string
+}
+
 func (s *Stack) writeKubeconfigs(c *credentials) error {
 	api := cluster.Kubeconfig{Server: "https://" + s.local(s.cfg.Ports.APIServer), CA: c.ca.Cert}
-	for _, user := range []struct {
-		file, name string
-		groups     []string
-	}{
+	users := []user{
 		{s.state.Kubeconfig(), "wisp-platform-admin", []string{"system:masters"}},
 		{s.state.kubeconfig(controllerManager), "system:" + controllerManager, nil},
 		{s.state.kubeconfig(scheduler), "system:" + scheduler, nil},
-		{s.state.kubeconfig("kubelet"), "system:node:" + nodeName, []string{"system:nodes"}},
-	} {
+	}
+	for i := range s.cfg.NodeAddresses {
+		users = append(users, user{s.state.kubeconfig(nodeComponent(i)), cluster.NodeUser(NodeName(i)), []string{cluster.NodesGroup}})
+	}
+	for _, user := range users {
 		pair, err := c.ca.Client("user-"+user.name, user.name, user.groups...)
 		if err != nil {
 			return err

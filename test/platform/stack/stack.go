@@ -23,6 +23,8 @@ type Stack struct {
 	socket  string // folder of Unix sockets
 	cluster *cluster.Cluster
 	tokens  *cluster.Tokens
+	// approver answers the nodes' requests for serving certificates.
+	approver *cluster.Approver
 	// Supervisor runs the components. Its Run is hidden by the stack's.
 	*supervise.Supervisor
 }
@@ -47,11 +49,13 @@ func New(cfg Config, report func(supervise.Event)) (*Stack, error) {
 	if s.cluster, err = cluster.Connect(s.state.Kubeconfig()); err != nil {
 		return nil, err
 	}
-	s.tokens = &cluster.Tokens{
-		Cluster: s.cluster, Dir: s.state.tokens(), Accounts: s.accounts(),
-		Report: func(err error) {
-			report(supervise.Event{Time: time.Now(), Component: accounts, Text: err.Error(), Trouble: true})
-		},
+	trouble := func(err error) {
+		report(supervise.Event{Time: time.Now(), Component: accounts, Text: err.Error(), Trouble: true})
+	}
+	s.tokens = &cluster.Tokens{Cluster: s.cluster, Dir: s.state.tokens(), Accounts: s.accounts(), Report: trouble}
+	s.approver = &cluster.Approver{Cluster: s.cluster, Nodes: map[string]string{}, Report: trouble}
+	for i, address := range cfg.NodeAddresses {
+		s.approver.Nodes[NodeName(i)] = address
 	}
 	components := s.controlPlane(credentials)
 	components = append(components, s.knative()...)
@@ -81,16 +85,29 @@ func (s *Stack) Run(ctx context.Context) error {
 		defer os.RemoveAll(s.socket) // it may be outside of the state folder
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	refreshing, stop := context.WithCancel(ctx)
+	serving, stop := context.WithCancel(ctx)
 	g.Go(func() error {
 		defer stop()
 		return s.Supervisor.Run(ctx)
 	})
 	g.Go(func() error {
-		s.tokens.Run(refreshing)
+		s.tokens.Run(serving)
+		return nil
+	})
+	g.Go(func() error {
+		s.approve(serving)
 		return nil
 	})
 	return g.Wait()
+}
+
+// approve answers nodes until ctx ends. It waits for the API server first: a
+// watch that fails pauses longer and longer.
+func (s *Stack) approve(ctx context.Context) {
+	_, err := s.WaitFor(ctx, apiserver, func(st supervise.Status) bool { return st.State == supervise.Ready })
+	if err == nil {
+		s.approver.Run(ctx)
+	}
 }
 
 // Cluster returns the administrator's connection.

@@ -42,7 +42,7 @@ func TestWipe_removes_a_platform_only(t *testing.T) {
 
 func TestConfig_is_the_same_after_a_round_trip(t *testing.T) {
 	state := State{Dir: t.TempDir()}
-	want := Config{Root: "/root", State: state, Ports: ports.Default(), NodeAddress: DefaultNodeAddress, WithoutWisp: true, Platform: "/p"}
+	want := Config{Root: "/root", State: state, Ports: ports.Default(), NodeAddresses: []string{DefaultNodeAddress}, WithoutWisp: true, Platform: "/p"}
 	if err := want.Save(); err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +56,40 @@ func TestConfig_is_the_same_after_a_round_trip(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	err := Config{State: State{Dir: "relative"}, NodeAddress: "10.0.0.1"}.Validate()
-	want := "state = \"relative\", must be an absolute path\nnode-address = \"10.0.0.1\", must be a loopback address"
-	if err == nil || err.Error() != want {
-		t.Errorf("Validate = %v, want %q", err, want)
+	tests := map[string]struct {
+		config Config
+		want   string
+	}{
+		"good":         {Config{State: State{Dir: "/s"}, NodeAddresses: []string{"127.9.9.9", "127.9.9.10"}}, ""},
+		"without_wisp": {Config{State: State{Dir: "/s"}, WithoutWisp: true}, ""},
+		"no_node":      {Config{State: State{Dir: "/s"}}, "nodes = 0, must be at least 1"},
+		"all_wrong": {
+			Config{State: State{Dir: "relative"}, NodeAddresses: []string{"10.0.0.1", "127.0.0.9", "127.0.0.9"}},
+			"state = \"relative\", must be an absolute path\n" +
+				"node-address = \"10.0.0.1\", must be a loopback address\n" +
+				"node-address = \"127.0.0.9\", must be another for each node",
+		},
 	}
-	if err := (Config{State: State{Dir: "/s"}, NodeAddress: "127.9.9.9"}).Validate(); err != nil {
-		t.Error(err)
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			if err := tt.config.Validate(); err != nil {
+				got = err.Error()
+			}
+			if got != tt.want {
+				t.Errorf("Validate = %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestNodeAddresses_count_up(t *testing.T) {
+	got, err := NodeAddresses("127.0.1.255", 2)
+	if diff := cmp.Diff([]string{"127.0.1.255", "127.0.2.0"}, got); err != nil || diff != "" {
+		t.Errorf("NodeAddresses: %v, (-want +got):\n%s", err, diff)
+	}
+	if _, err := NodeAddresses("localhost", 1); err == nil || !strings.Contains(err.Error(), `node-address = "localhost"`) {
+		t.Errorf("NodeAddresses of a name = %v, want it refused", err)
 	}
 }
 

@@ -13,16 +13,23 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/platform/ports"
 	"github.com/wisp-serving/wisp/test/platform/supervise"
 )
 
 const (
-	node       = "wisp-node"
 	gateway    = "wisp-gateway"
 	autoscaler = "wisp-autoscaler"
 	envoy      = "envoy"
-	nodeName   = "wisp-0"
 )
+
+// nodeComponent is the component that is the i-th node, counted from 0.
+func nodeComponent(i int) string {
+	if i == 0 {
+		return "wisp-node"
+	}
+	return fmt.Sprintf("wisp-node-%d", i)
+}
 
 // nodeDrain is how long the node waits for running requests as the platform
 // stops.
@@ -34,36 +41,37 @@ func (s *Stack) wisp() ([]supervise.Component, error) {
 	if s.socket, err = s.state.socketDir("xds.sock"); err != nil {
 		return nil, err
 	}
-	node, gateway, autoscaler := s.nodeConfig(), s.gatewayConfig(), s.autoscalerConfig()
-	for _, role := range []struct {
-		name     string
-		settings any
-	}{{"node", node}, {"gateway", gateway}, {"autoscaler", autoscaler}} {
-		text, err := yaml.Marshal(role.settings)
+	var components []supervise.Component
+	add := func(component, role, health string, settings any) error {
+		text, err := yaml.Marshal(settings)
+		if err == nil {
+			err = os.WriteFile(s.state.settings(component), text, 0o600)
+		}
 		if err != nil {
-			return nil, fmt.Errorf("write settings of %s: %w", role.name, err)
+			return fmt.Errorf("write settings of %s: %w", component, err)
 		}
-		if err := os.WriteFile(s.state.settings(role.name), text, 0o600); err != nil {
-			return nil, fmt.Errorf("write settings of %s: %w", role.name, err)
-		}
+		components = append(components, s.role(component, role, health))
+		return nil
 	}
-	return []supervise.Component{
-		s.role("autoscaler", autoscaler.HealthAddress),
-		s.role("gateway", gateway.HealthAddress),
-		s.envoy(),
-		s.role("node", node.HealthAddress),
-	}, nil
+	g, a := s.gatewayConfig(), s.autoscalerConfig()
+	err = errors.Join(add(autoscaler, "autoscaler", a.HealthAddress, a), add(gateway, "gateway", g.HealthAddress, g))
+	components = append(components, s.envoy())
+	for i, address := range s.cfg.NodeAddresses {
+		n := s.nodeConfig(i, address)
+		err = errors.Join(err, add(nodeComponent(i), "node", n.HealthAddress, n))
+	}
+	return components, err
 }
 
-func (s *Stack) nodeConfig() config.Node {
+func (s *Stack) nodeConfig(i int, address string) config.Node {
 	c := config.DefaultNode()
 	c.Log.Format = "console"
-	c.Name = nodeName
-	c.Address = s.cfg.NodeAddress
-	c.HealthAddress = s.local(s.cfg.Ports.NodeHealth)
-	c.Cluster.Kubeconfig = s.state.kubeconfig("kubelet")
+	c.Name = NodeName(i)
+	c.Address = address
+	c.HealthAddress = ports.Address(address, s.cfg.Ports.NodeHealth)
+	c.Cluster.Kubeconfig = s.state.kubeconfig(nodeComponent(i))
 	c.Reader.Kubeconfig = s.accountKubeconfig(nodeAccount)
-	c.DataDir = s.state.data("node")
+	c.DataDir = s.state.data(nodeComponent(i))
 	c.Autoscaler = "ws://" + s.local(s.cfg.Ports.AutoscalerStats)
 	c.DrainTimeout = metav1.Duration{Duration: nodeDrain}
 	return c
@@ -93,12 +101,12 @@ func (s *Stack) autoscalerConfig() config.Autoscaler {
 // role returns one of Wisp's roles. They come after Knative's webhook, which
 // has a say in the statuses that they write, and after the registry, from which
 // the node pulls.
-func (s *Stack) role(name, health string) supervise.Component {
+func (s *Stack) role(component, role, health string) supervise.Component {
 	return supervise.Component{
-		Name:  "wisp-" + name,
+		Name:  component,
 		After: []string{knativeWebhook},
 		Path:  s.state.Bin("wisp"),
-		Args:  []string{name, "--config", s.state.settings(name)},
+		Args:  []string{role, "--config", s.state.settings(component)},
 		// With the race detector, a process would end only a second after it has.
 		Env:     []string{"GORACE=atexit_sleep_ms=0"},
 		Address: "http://" + health,
@@ -123,7 +131,7 @@ func (s *Stack) envoy() supervise.Component {
 }
 
 func (s *Stack) writeBootstrap(ctx context.Context, path string) error {
-	out, err := exec.CommandContext(ctx, s.state.Bin("wisp"), "gateway", "bootstrap", "--config", s.state.settings("gateway")).Output()
+	out, err := exec.CommandContext(ctx, s.state.Bin("wisp"), "gateway", "bootstrap", "--config", s.state.settings(gateway)).Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {

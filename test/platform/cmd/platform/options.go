@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -46,10 +47,13 @@ func newBuilder(out io.Writer) (*tools.Builder, error) {
 	return &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(out, line) }}, nil
 }
 
-// portFlags are --ports and --port.
+// portFlags say where a platform listens: --ports, --port, --nodes and
+// --node-address.
 type portFlags struct {
-	set    string
-	single []string
+	set         string
+	single      []string
+	nodes       int
+	nodeAddress string
 }
 
 func (f *portFlags) add(c *cobra.Command) {
@@ -60,35 +64,40 @@ func (f *portFlags) add(c *cobra.Command) {
 		names = append(names, s.Name)
 	}
 	c.Flags().StringArrayVar(&f.single, "port", nil, "one port, as `NAME=NUMBER`; names are "+strings.Join(names, ", "))
+	c.Flags().IntVar(&f.nodes, "nodes", 1, "`number` of wisp nodes")
+	c.Flags().StringVar(&f.nodeAddress, "node-address", "", "loopback `address` of the first wisp node, the others' count up from it (default "+stack.DefaultNodeAddress+")")
 }
 
-// choose returns the ports and the node's address.
-func (f *portFlags) choose() (ports.Ports, string, error) {
-	p, node := ports.Default(), stack.DefaultNodeAddress
+// choose sets the ports and the nodes' addresses.
+func (f *portFlags) choose(cfg *stack.Config) error {
+	cfg.Ports = ports.Default()
 	switch f.set {
 	case "default":
 	case "free":
 		var err error
-		if p, err = ports.Free(); err != nil {
-			return p, "", err
-		}
-		if node, err = stack.FreeNodeAddress(); err != nil {
-			return p, "", err
+		if cfg.Ports, err = ports.Free(); err != nil {
+			return err
 		}
 	default:
-		return p, "", fmt.Errorf("--ports = %q, must be default or free", f.set)
+		return fmt.Errorf("--ports = %q, must be default or free", f.set)
 	}
 	for _, s := range f.single {
 		name, text, _ := strings.Cut(s, "=")
 		number, err := strconv.Atoi(text)
 		if err != nil {
-			return p, "", fmt.Errorf("--port = %q, must be NAME=NUMBER", s)
+			return fmt.Errorf("--port = %q, must be NAME=NUMBER", s)
 		}
-		if err := p.Set(name, number); err != nil {
-			return p, "", err
+		if err := cfg.Ports.Set(name, number); err != nil {
+			return err
 		}
 	}
-	return p, node, nil
+	var err error
+	if f.set == "free" && f.nodeAddress == "" {
+		cfg.NodeAddresses, err = stack.FreeNodeAddresses(cfg.Ports, f.nodes)
+	} else {
+		cfg.NodeAddresses, err = stack.NodeAddresses(cmp.Or(f.nodeAddress, stack.DefaultNodeAddress), f.nodes)
+	}
+	return err
 }
 
 // shown is a path as short as it can be said from here.

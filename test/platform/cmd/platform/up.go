@@ -20,7 +20,6 @@ import (
 type upOptions struct {
 	state       string
 	ports       portFlags
-	nodeAddress string
 	withoutWisp bool
 	race        bool
 }
@@ -37,7 +36,6 @@ func upCommand() *cobra.Command {
 	}
 	stateFlag(c, &o.state)
 	o.ports.add(c)
-	c.Flags().StringVar(&o.nodeAddress, "node-address", "", "loopback `address` of the wisp node (default "+stack.DefaultNodeAddress+")")
 	c.Flags().BoolVar(&o.withoutWisp, "without-wisp", false, "leave Wisp's roles and Envoy out")
 	c.Flags().BoolVar(&o.race, "race", false, "build wisp with the race detector")
 	return c
@@ -73,12 +71,8 @@ func up(ctx context.Context, o upOptions, out io.Writer) error {
 // configure builds what is missing and makes the configuration.
 func configure(ctx context.Context, o upOptions, state stack.State, out io.Writer) (stack.Config, error) {
 	cfg := stack.Config{State: state, WithoutWisp: o.withoutWisp}
-	var err error
-	if cfg.Ports, cfg.NodeAddress, err = o.ports.choose(); err != nil {
+	if err := o.ports.choose(&cfg); err != nil {
 		return cfg, err
-	}
-	if o.nodeAddress != "" {
-		cfg.NodeAddress = o.nodeAddress
 	}
 	// Before minutes of building: what can't work should be said at once.
 	if err := errors.Join(cfg.Validate(), cfg.CheckPorts()); err != nil {
