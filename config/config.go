@@ -117,12 +117,22 @@ type Gateway struct {
 	// Service's local name an alias of InternalDomain.
 	ExternalDomain string `json:"externalDomain"`
 	InternalDomain string `json:"internalDomain"`
+	// ExternalNames lets KIngresses lead to Services of type ExternalName that
+	// name any host, which Envoy resolves by DNS. Who may make Services then
+	// reaches whatever Envoy does. Without it they lead to InternalDomain alone,
+	// as every DomainMapping does.
+	ExternalNames bool `json:"externalNames"`
 }
 
 // Envoy says where Envoy listens and how the gateway probes it.
 type Envoy struct {
 	// HTTPAddress takes requests for external hosts.
 	HTTPAddress string `json:"httpAddress"`
+	// HTTPSAddress takes the same by TLS, with the certificates of KIngresses.
+	// Empty means that this gateway serves no TLS.
+	HTTPSAddress string `json:"httpsAddress"`
+	// HTTPSPort is where clients reach HTTPSAddress, for redirects.
+	HTTPSPort uint16 `json:"httpsPort"`
 	// InternalAddress takes requests for cluster-local hosts.
 	InternalAddress string `json:"internalAddress"`
 	// AdminAddress is Envoy's admin interface. Loopback only: it can stop Envoy.
@@ -174,6 +184,8 @@ func DefaultGateway() Gateway {
 		XDSSocket:     "/run/wisp/xds.sock",
 		Envoy: Envoy{
 			HTTPAddress:     "127.0.0.1:8080",
+			HTTPSAddress:    "127.0.0.1:8443",
+			HTTPSPort:       443,
 			InternalAddress: "127.0.0.1:8081",
 			AdminAddress:    "127.0.0.1:9901",
 		},
@@ -265,11 +277,7 @@ func (c Gateway) Validate() error {
 	errs.cluster("cluster", c.Cluster)
 	errs.hostPort("healthAddress", c.HealthAddress)
 	errs.check(filepath.IsAbs(c.XDSSocket) && len(c.XDSSocket) <= maxSocketPath, "xdsSocket", c.XDSSocket, "an absolute path of at most 107 bytes")
-	errs.hostPort("envoy.httpAddress", c.Envoy.HTTPAddress)
-	errs.hostPort("envoy.internalAddress", c.Envoy.InternalAddress)
-	errs.check(c.Envoy.HTTPAddress != c.Envoy.InternalAddress, "envoy.internalAddress", c.Envoy.InternalAddress, "another address than envoy.httpAddress: cluster-local hosts stay off the external listener")
-	errs.hostPort("envoy.adminAddress", c.Envoy.AdminAddress)
-	errs.check(isLoopback(c.Envoy.AdminAddress), "envoy.adminAddress", c.Envoy.AdminAddress, "a loopback address: it can stop Envoy")
+	errs.envoy(c.Envoy)
 	errs.check(c.ExternalDomain != "", "externalDomain", c.ExternalDomain, "a host name")
 	errs.check(c.InternalDomain != "", "internalDomain", c.InternalDomain, "a host name")
 	return errors.Join(errs...)
@@ -302,6 +310,19 @@ func (r *rules) log(l Log) {
 		r.check(false, "log.level", l.Level, "debug, info, warn or error")
 	}
 	r.check(l.Format == "json" || l.Format == "console", "log.format", l.Format, "json or console")
+}
+
+func (r *rules) envoy(e Envoy) {
+	r.hostPort("envoy.httpAddress", e.HTTPAddress)
+	r.hostPort("envoy.internalAddress", e.InternalAddress)
+	r.check(e.HTTPAddress != e.InternalAddress, "envoy.internalAddress", e.InternalAddress, "another address than envoy.httpAddress: cluster-local hosts stay off the external listener")
+	if e.HTTPSAddress != "" {
+		r.hostPort("envoy.httpsAddress", e.HTTPSAddress)
+		r.check(e.HTTPSAddress != e.HTTPAddress && e.HTTPSAddress != e.InternalAddress, "envoy.httpsAddress", e.HTTPSAddress, "another address than envoy.httpAddress and envoy.internalAddress")
+		r.check(e.HTTPSPort > 0, "envoy.httpsPort", e.HTTPSPort, "above 0")
+	}
+	r.hostPort("envoy.adminAddress", e.AdminAddress)
+	r.check(isLoopback(e.AdminAddress), "envoy.adminAddress", e.AdminAddress, "a loopback address: it can stop Envoy")
 }
 
 func (r *rules) cluster(key string, c Cluster) {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -83,7 +84,7 @@ func newBed(t testing.TB, subnet string) *bed {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := config.DefaultGateway()
 	cfg.XDSSocket = filepath.Join(dir, "xds.sock")
-	cfg.Envoy = config.Envoy{HTTPAddress: freeAddress(t), InternalAddress: freeAddress(t), AdminAddress: freeAddress(t)}
+	cfg.Envoy = config.Envoy{HTTPAddress: freeAddress(t), HTTPSAddress: freeAddress(t), HTTPSPort: 443, InternalAddress: freeAddress(t), AdminAddress: freeAddress(t)}
 	return &bed{
 		t:      t,
 		cfg:    cfg,
@@ -93,6 +94,7 @@ func newBed(t testing.TB, subnet string) *bed {
 			WithScheme(scheme).
 			WithStatusSubresource(&v1alpha1.Ingress{}).
 			WithIndex(&corev1.Pod{}, podRevision, byRevision).
+			WithIndex(&discoveryv1.EndpointSlice{}, sliceService, byService).
 			Build(),
 	}
 }
@@ -119,7 +121,7 @@ func (b *bed) startGateway() (stop func()) {
 		}
 	}
 	b.srv = server.New(b.cfg.XDSSocket, log)
-	g, err := newGateway(b.cfg.Envoy, clusterSource{b.client}, b.srv, notify, log)
+	g, err := newGateway(b.cfg, clusterSource{b.client}, b.srv, notify, log)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -246,7 +248,7 @@ func (b *bed) requests() int64 {
 }
 
 func (b *bed) revisionChanged(name string) {
-	b.put(func(c *changes) { c.revisions[types.NamespacedName{Namespace: namespace, Name: name}] = true })
+	b.put(func(c *changes) { c.services[types.NamespacedName{Namespace: namespace, Name: name}] = true })
 }
 
 func (b *bed) addRevision(name string, p networking.ProtocolType) {
@@ -281,12 +283,22 @@ func (b *bed) removePod(revision, node string) {
 	b.revisionChanged(revision)
 }
 
+type ingressOption func(*v1alpha1.Ingress)
+
 // addIngress adds a KIngress or gives it other rules.
 func (b *bed) addIngress(name string, rules ...v1alpha1.IngressRule) {
+	b.t.Helper()
+	b.addIngressWith(name, nil, rules...)
+}
+
+func (b *bed) addIngressWith(name string, options []ingressOption, rules ...v1alpha1.IngressRule) {
 	b.t.Helper()
 	ing := &v1alpha1.Ingress{ObjectMeta: meta(name)}
 	ing.Annotations = map[string]string{networking.IngressClassAnnotationKey: config.IngressClass}
 	ing.Spec.Rules = rules
+	for _, o := range options {
+		o(ing)
+	}
 	if old := b.find(name); old != nil {
 		ing.Status = old.Status
 	}
@@ -379,7 +391,7 @@ func (b *bed) endpoints() map[string]string {
 	b.t.Helper()
 	src := clusterSource{b.client}
 	quiet := func(context.Context, map[types.NamespacedName]bool) {}
-	g, err := newGateway(b.cfg.Envoy, src, b.srv, quiet, zap.NewNop().Sugar())
+	g, err := newGateway(b.cfg, src, b.srv, quiet, zap.NewNop().Sugar())
 	if err != nil {
 		b.t.Fatal(err)
 	}

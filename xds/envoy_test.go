@@ -89,6 +89,7 @@ func (e *envoy) stop() {
 // fakeNode answers for every revision at one loopback address, as wasm nodes do.
 type fakeNode struct {
 	name, ip string
+	port     int
 	srv      *http.Server
 	requests atomic.Int64
 	// status is what requests are answered with.
@@ -102,12 +103,17 @@ type fakeNode struct {
 // startNode serves on ip:8012.
 func startNode(t testing.TB, name, ip string) *fakeNode {
 	t.Helper()
-	n := &fakeNode{name: name, ip: ip, arrived: make(chan struct{}, 1)}
-	n.status.Store(http.StatusOK)
 	ln, err := net.Listen("tcp", net.JoinHostPort(ip, "8012"))
 	if err != nil {
 		t.Fatalf("start node %s: %v", name, err)
 	}
+	return serveNode(t, name, ln)
+}
+
+// serveNode serves on ln.
+func serveNode(t testing.TB, name string, ln net.Listener) *fakeNode {
+	n := &fakeNode{name: name, ip: ln.Addr().(*net.TCPAddr).IP.String(), arrived: make(chan struct{}, 1)}
+	n.status.Store(http.StatusOK)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -331,32 +337,36 @@ func TestEnvoyServesKIngress(t *testing.T) {
 			t.Errorf("%d of %d requests went to the 10 %% split", second, n)
 		}
 	})
-	t.Run("websocket", func(t *testing.T) {
-		conn, err := net.Dial("tcp", external)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", host)
-		r := bufio.NewReader(conn)
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if resp.StatusCode != http.StatusSwitchingProtocols {
-			t.Fatalf("status %d, want 101", resp.StatusCode)
-		}
-		fmt.Fprintln(conn, "hello")
-		if got, err := r.ReadString('\n'); got != "hello\n" {
-			t.Errorf("echo is %q, %v", got, err)
-		}
-	})
+	t.Run("websocket", func(t *testing.T) { echo(t, external, host) })
 	t.Run("probe", func(t *testing.T) {
 		a := ask(t, external, host, "/healthz", withHeader(header.ProbeKey, header.ProbeValue), withHeader(header.HashKey, "mine"))
 		if got := a.header.Get(header.HashKey); got != "mine" {
 			t.Errorf("a client's own hash came back as %q", got)
 		}
 	})
+}
+
+// echo sends a line by websocket and wants it back.
+func echo(t *testing.T, address, host string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", host)
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("status %d, want 101", resp.StatusCode)
+	}
+	fmt.Fprintln(conn, "hello")
+	if got, err := r.ReadString('\n'); got != "hello\n" {
+		t.Errorf("echo is %q, %v", got, err)
+	}
 }
 
 func TestEnvoyFailsOver(t *testing.T) {

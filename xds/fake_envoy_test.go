@@ -7,7 +7,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/wisp-serving/wisp/xds/build"
+	"github.com/wisp-serving/wisp/xds/translate"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -50,7 +50,7 @@ func (e *fakeEnvoy) answer(refuse func(*discoveryv3.DeltaDiscoveryResponse) stri
 	e.t.Helper()
 	e.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	e.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ListenerType})
-	e.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.RouteType, ResourceNamesSubscribe: []string{build.External, build.Internal}})
+	e.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.RouteType, ResourceNamesSubscribe: []string{string(translate.External), string(translate.Secure), string(translate.Internal)}})
 	var answering sync.WaitGroup
 	answering.Go(func() {
 		for {

@@ -6,12 +6,12 @@ import (
 	"time"
 
 	"github.com/wisp-serving/wisp/config"
-	"github.com/wisp-serving/wisp/xds/build"
 	"github.com/wisp-serving/wisp/xds/server"
 	"github.com/wisp-serving/wisp/xds/snapshot"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 )
 
 // defaultPatience is how long a publish waits for an Envoy that sends nothing.
@@ -58,16 +58,10 @@ type lack struct {
 	rejection string
 }
 
-func newGateway(cfg config.Envoy, src clusterSource, srv *server.Server, notify func(context.Context, map[types.NamespacedName]bool), log *zap.SugaredLogger) (*gateway, error) {
-	listeners := snapshot.Set{}
-	for name, address := range map[string]string{build.External: cfg.HTTPAddress, build.Internal: cfg.InternalAddress} {
-		l, err := build.Listener(name, address)
-		if err != nil {
-			return nil, err
-		}
-		if listeners[name], err = snapshot.NewResource(l); err != nil {
-			return nil, err
-		}
+func newGateway(cfg config.Gateway, src clusterSource, srv *server.Server, notify func(context.Context, map[types.NamespacedName]bool), log *zap.SugaredLogger) (*gateway, error) {
+	t, err := newTable(cfg)
+	if err != nil {
+		return nil, err
 	}
 	return &gateway{
 		source:   src,
@@ -77,7 +71,7 @@ func newGateway(cfg config.Envoy, src clusterSource, srv *server.Server, notify 
 		notify:   notify,
 		log:      log,
 		patience: defaultPatience,
-		table:    newTable(listeners),
+		table:    t,
 		waiting:  map[types.NamespacedName]bool{},
 		inFlight: map[types.NamespacedName]bool{},
 	}, nil
@@ -128,15 +122,9 @@ func (g *gateway) run(ctx context.Context) error {
 // absorb reads what changed and makes desired follow. Backends come first, since
 // KIngresses resolve to them.
 func (g *gateway) absorb(ctx context.Context, c changes) error {
-	redo := map[types.NamespacedName]bool{}
-	for revision := range c.revisions {
-		p, ok, err := g.source.protocol(ctx, revision)
-		if err != nil {
-			return err
-		}
-		for _, key := range g.table.setBackend(revision, p, ok) {
-			redo[key] = true
-		}
+	redo, err := g.absorbNamed(ctx, c)
+	if err != nil {
+		return err
 	}
 	touched, err := g.absorbIngresses(ctx, c.ingresses, redo)
 	if err != nil {
@@ -157,6 +145,51 @@ func (g *gateway) absorb(ctx context.Context, c changes) error {
 	return nil
 }
 
+// absorbNamed reads those Services and Secrets again that KIngresses name, and
+// returns which KIngresses must be set again for it.
+func (g *gateway) absorbNamed(ctx context.Context, c changes) (map[types.NamespacedName]bool, error) {
+	redo := map[types.NamespacedName]bool{}
+	for service := range c.services {
+		if g.table.naming[service] == nil {
+			continue
+		}
+		if err := g.readBackend(ctx, service, redo); err != nil {
+			return nil, err
+		}
+	}
+	for secret := range c.secrets {
+		if g.table.trusting[secret] == nil {
+			continue
+		}
+		if err := g.readCertificate(ctx, secret, redo); err != nil {
+			return nil, err
+		}
+	}
+	return redo, nil
+}
+
+func (g *gateway) readBackend(ctx context.Context, service types.NamespacedName, redo map[types.NamespacedName]bool) error {
+	b, ok, err := g.source.backend(ctx, service)
+	if err != nil {
+		return err
+	}
+	for _, key := range g.table.setBackend(service, b, ok) {
+		redo[key] = true
+	}
+	return nil
+}
+
+func (g *gateway) readCertificate(ctx context.Context, secret types.NamespacedName, redo map[types.NamespacedName]bool) error {
+	chain, private, ok, err := g.source.certificate(ctx, secret)
+	if err != nil {
+		return err
+	}
+	for _, key := range g.table.setCertificate(secret, chain, private, ok) {
+		redo[key] = true
+	}
+	return nil
+}
+
 // absorbIngresses sets those KIngresses that have changed, and all of redo, and
 // returns which.
 func (g *gateway) absorbIngresses(ctx context.Context, maybe, redo map[types.NamespacedName]bool) (map[types.NamespacedName]bool, error) {
@@ -167,16 +200,45 @@ func (g *gateway) absorbIngresses(ctx context.Context, maybe, redo map[types.Nam
 		if err != nil {
 			return nil, err
 		}
-		if redo[key] || !g.table.current(key, ing) {
-			g.table.setIngress(key, ing)
-			touched[key] = true
+		if !redo[key] && g.table.current(key, ing) {
+			continue
 		}
+		if err := g.readNamed(ctx, ing); err != nil {
+			return nil, err
+		}
+		g.table.setIngress(key, ing)
+		touched[key] = true
 	}
 	return touched, nil
 }
 
-// absorbEndpoints places the pods of changed revisions and new clusters, or of
-// all where a node has changed.
+// readNamed reads what ing is the first to name.
+func (g *gateway) readNamed(ctx context.Context, ing *v1alpha1.Ingress) error {
+	if ing == nil {
+		return nil
+	}
+	nobody := map[types.NamespacedName]bool{} // must be set again: none has named it
+	for _, service := range translate.Services(ing) {
+		if _, ok := g.table.backends[service]; ok {
+			continue
+		}
+		if err := g.readBackend(ctx, service, nobody); err != nil {
+			return err
+		}
+	}
+	for _, secret := range translate.Secrets(ing) {
+		if _, ok := g.table.certificates[secret]; ok {
+			continue
+		}
+		if err := g.readCertificate(ctx, secret, nobody); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// absorbEndpoints places what stands behind changed Services and new clusters,
+// and all revisions where a node has changed.
 func (g *gateway) absorbEndpoints(ctx context.Context, c changes, added []translate.Cluster) error {
 	if c.nodes {
 		nodes, err := g.source.nodes(ctx)
@@ -190,19 +252,31 @@ func (g *gateway) absorbEndpoints(ctx context.Context, c changes, added []transl
 		}
 	}
 	clusters := added
-	for revision := range c.revisions {
-		clusters = append(clusters, g.table.clustersOf(revision)...)
+	for service := range c.services {
+		clusters = append(clusters, g.table.places[service]...)
 	}
 	for _, cluster := range clusters {
-		pods, err := g.source.pods(ctx, cluster.Key())
-		if err != nil {
-			return err
-		}
-		if err := g.table.setPods(cluster, pods); err != nil {
+		if err := g.locate(ctx, cluster); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// locate reads and places what stands behind a cluster.
+func (g *gateway) locate(ctx context.Context, c translate.Cluster) error {
+	if c.Kind == translate.Service {
+		addresses, err := g.source.addresses(ctx, c.Key(), c.Port)
+		if err != nil {
+			return err
+		}
+		return g.table.setAddresses(c, addresses)
+	}
+	pods, err := g.source.pods(ctx, c.Key())
+	if err != nil {
+		return err
+	}
+	return g.table.setPods(c, pods)
 }
 
 // post puts the outcomes of changed KIngresses on the board. Those that Envoy's
@@ -223,7 +297,7 @@ func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]boo
 		if o.refusal != nil {
 			g.log.Warnw("ingress refused", "key", key, "reason", o.refusal.Reason, "message", o.refusal.Message)
 		} else {
-			o.hash, o.probes = p.good.Hash, p.good.Probes
+			o.hash, o.probes = p.good.ingress.Hash, p.good.ingress.Probes
 		}
 		g.board.set(key, o)
 		g.waiting[key] = true

@@ -39,7 +39,7 @@ func TestGatewayWithoutEnvoy(t *testing.T) {
 	b.waitCondition("late", v1alpha1.IngressConditionLoadBalancerReady, "NoEnvoy", "no Envoy")
 
 	b.addIngress("orphan", rule("External", "orphan.example.com", path(to("sort-9"))))
-	b.waitCondition("orphan", v1alpha1.IngressConditionNetworkConfigured, translate.ReasonNoBackend, "backend service sort-9 has no Wisp revision")
+	b.waitCondition("orphan", v1alpha1.IngressConditionNetworkConfigured, translate.ReasonNoBackend, "there is no backend service sort-9")
 	b.addRevision("sort-9", translateH2C)
 	b.waitCondition("orphan", v1alpha1.IngressConditionLoadBalancerReady, "NoEnvoy", "no Envoy")
 	b.removeRevision("sort-9")
@@ -130,7 +130,7 @@ func TestStopDuringPublish(t *testing.T) {
 		b.until("Envoy", func() bool {
 			return b.srv.Envoys(resourcev3.EndpointType, g.published.Endpoints.Versions()).Acked == 1
 		})
-		if err := g.absorb(t.Context(), changes{revisions: map[types.NamespacedName]bool{{Namespace: namespace, Name: "sort-1"}: true}}); err != nil {
+		if err := g.absorb(t.Context(), changes{services: map[types.NamespacedName]bool{{Namespace: namespace, Name: "sort-1"}: true}}); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.run(stopped); err != nil {
@@ -174,7 +174,7 @@ func (b *bed) stillGateway(notify func(context.Context, map[types.NamespacedName
 	}
 	log := zap.NewNop().Sugar()
 	b.srv = server.New(b.cfg.XDSSocket, log)
-	g, err := newGateway(b.cfg.Envoy, clusterSource{b.client}, b.srv, notify, log)
+	g, err := newGateway(b.cfg, clusterSource{b.client}, b.srv, notify, log)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func (b *bed) waitCondition(name string, condition apis.ConditionType, reason, m
 }
 
 func TestNewGatewayRefusesAddresses(t *testing.T) {
-	_, err := newGateway(config.Envoy{HTTPAddress: "127.0.0.1:http", InternalAddress: "127.0.0.1:1"}, clusterSource{}, nil, nil, nil)
+	_, err := newGateway(config.Gateway{Envoy: config.Envoy{HTTPAddress: "127.0.0.1:http", InternalAddress: "127.0.0.1:1"}}, clusterSource{}, nil, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "listener external: parse address 127.0.0.1:http") {
 		t.Errorf("error is %v", err)
 	}

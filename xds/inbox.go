@@ -9,9 +9,12 @@ import (
 // changes is what may differ from what was last read.
 type changes struct {
 	ingresses map[types.NamespacedName]bool
-	// revisions have another PodAutoscaler or other pods.
-	revisions map[types.NamespacedName]bool
-	nodes     bool
+	// services are other than they were, or have other addresses: the Service of
+	// that key, its EndpointSlices, or the PodAutoscaler or the pods of the
+	// revision of that key.
+	services map[types.NamespacedName]bool
+	secrets  map[types.NamespacedName]bool
+	nodes    bool
 }
 
 // inbox collects changes until they are taken, so that many are handled as one
@@ -29,7 +32,11 @@ func newInbox() *inbox {
 }
 
 func noChanges() changes {
-	return changes{ingresses: map[types.NamespacedName]bool{}, revisions: map[types.NamespacedName]bool{}}
+	return changes{
+		ingresses: map[types.NamespacedName]bool{},
+		services:  map[types.NamespacedName]bool{},
+		secrets:   map[types.NamespacedName]bool{},
+	}
 }
 
 // put lets change add to what is collected.

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,18 @@ func newProber(envoy config.Envoy) *prober {
 	}
 }
 
+// reach returns where a listener that is bound to address is reached on its own
+// machine: one that is bound to every address, on the loopback.
+func reach(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+		return address
+	} else if ip.To4() == nil {
+		return net.JoinHostPort("::1", port)
+	}
+	return net.JoinHostPort("127.0.0.1", port)
+}
+
 // prove sends the probes and returns nil when each was answered with hash. It
 // tries several times within some 100 ms, plus what the requests take.
 func (p *prober) prove(ctx context.Context, hash string, probes []translate.Probe) error {
@@ -63,18 +76,22 @@ func (p *prober) prove(ctx context.Context, hash string, probes []translate.Prob
 func (p *prober) all(ctx context.Context, hash string, probes []translate.Probe) error {
 	for _, probe := range probes {
 		if err := p.one(ctx, hash, probe); err != nil {
-			return fmt.Errorf("probe http://%s%s: %w", probe.Host, probe.Path, err)
+			return fmt.Errorf("probe %s%s at the %s listener: %w", probe.Host, probe.Path, probe.Door, err)
 		}
 	}
 	return nil
 }
 
 func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) error {
-	address := p.envoy.HTTPAddress
-	if probe.Internal {
+	client, scheme, address := p.client, "http", p.envoy.HTTPAddress
+	switch probe.Door {
+	case translate.Internal:
 		address = p.envoy.InternalAddress
+	case translate.Secure:
+		client, scheme, address = secure(p.client, probe.Host), "https", p.envoy.HTTPSAddress
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+probe.Path, nil)
+	address = reach(address)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+probe.Path, nil)
 	if err != nil {
 		return err
 	}
@@ -85,7 +102,7 @@ func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) er
 	req.Header.Set(header.UserAgentKey, header.IngressReadinessUserAgent)
 	req.Header.Set(header.ProbeKey, header.ProbeValue)
 	req.Header.Set(header.HashKey, header.HashValueOverride)
-	resp, err := p.client.Do(req)
+	resp, err := client.Do(req)
 	// Without our own port, which differs each time: a status with it would be
 	// written, and so probed for, again and again without backoff.
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
@@ -96,11 +113,30 @@ func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) er
 	}
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // the answer is in the header
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("answer is %d, must be 200", resp.StatusCode)
+	return verify(resp, hash, probe)
+}
+
+// secure returns client for a TLS connection that asks for host. Who answers is
+// known by address, and by the hash; whether clients trust the certificate is
+// between them and its owner.
+func secure(client *http.Client, host string) *http.Client {
+	out := *client
+	out.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig:   &tls.Config{ServerName: host, InsecureSkipVerify: true},
 	}
+	return &out
+}
+
+// verify reports whether an answer proves the KIngress: Envoy puts the hash of
+// the route into it, whatever the backend says. But where Envoy has nobody to
+// ask, it isn't done yet.
+func verify(resp *http.Response, hash string, probe translate.Probe) error {
 	if got := resp.Header.Get(header.HashKey); got != hash {
-		return fmt.Errorf("%s is %q, must be %q", header.HashKey, got, hash)
+		return fmt.Errorf("answer is %d with %s %q, must be with %q", resp.StatusCode, header.HashKey, got, hash)
+	}
+	if resp.StatusCode == http.StatusServiceUnavailable || probe.Inner && resp.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("answer is %d", resp.StatusCode)
 	}
 	return nil
 }

@@ -16,8 +16,8 @@ import (
 
 func TestProve(t *testing.T) {
 	probes := []translate.Probe{
-		{Host: "a.example.com", Path: "/healthz"},
-		{Internal: true, Host: "a.default", Path: "/x/healthz", Headers: []translate.Header{{Name: "tag", Value: "v"}}},
+		{Door: translate.External, Host: "a.example.com", Path: "/healthz"},
+		{Door: translate.Internal, Inner: true, Host: "a.default", Path: "/x/healthz", Headers: []translate.Header{{Name: "tag", Value: "v"}}},
 	}
 	tests := []struct {
 		name string
@@ -42,13 +42,40 @@ func TestProve(t *testing.T) {
 	}, {
 		name:   "another version",
 		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set(header.HashKey, "old") },
-		want:   `probe http://a.example.com/healthz: K-Network-Hash is "old", must be "hash"`,
+		want:   `probe a.example.com/healthz at the external listener: answer is 200 with K-Network-Hash "old", must be with "hash"`,
 		asked:  probeAttempts,
 	}, {
 		name:   "a redirect is no proof",
 		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set("Location", "/"); w.WriteHeader(http.StatusFound) },
-		want:   "probe http://a.example.com/healthz: answer is 302, must be 200",
+		want:   `probe a.example.com/healthz at the external listener: answer is 302 with K-Network-Hash "", must be with "hash"`,
 		asked:  probeAttempts,
+	}, {
+		name: "a backend has its own opinion of probes",
+		answer: func(w http.ResponseWriter, n int64) {
+			w.Header().Set(header.HashKey, "hash")
+			if n == 1 {
+				w.WriteHeader(http.StatusNotFound)
+			}
+		},
+		asked: 2,
+	}, {
+		name: "nobody to ask",
+		answer: func(w http.ResponseWriter, _ int64) {
+			w.Header().Set(header.HashKey, "hash")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		},
+		want:  "probe a.example.com/healthz at the external listener: answer is 503",
+		asked: probeAttempts,
+	}, {
+		name: "the inner host is not there",
+		answer: func(w http.ResponseWriter, n int64) {
+			w.Header().Set(header.HashKey, "hash")
+			if n%2 == 0 {
+				w.WriteHeader(http.StatusNotFound)
+			}
+		},
+		want:  "probe a.default/x/healthz at the internal listener: answer is 404",
+		asked: 2 * probeAttempts,
 	}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

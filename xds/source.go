@@ -8,6 +8,7 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/translate"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/networking/pkg/apis/networking"
@@ -17,8 +18,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// podRevision is the name of the index of pods by their revision.
-const podRevision = "revision"
+// podRevision is the name of the index of pods by their revision, sliceService of
+// that of EndpointSlices by their Service.
+const (
+	podRevision  = "revision"
+	sliceService = "service"
+)
 
 // clusterSource reads the cluster from a cache, in the gateway's terms. What it
 // returns may be shared with the cache and must not be changed.
@@ -27,12 +32,9 @@ type clusterSource struct{ reader client.Reader }
 // ingress returns the KIngress of our class, or nil.
 func (s clusterSource) ingress(ctx context.Context, key types.NamespacedName) (*v1alpha1.Ingress, error) {
 	ing := &v1alpha1.Ingress{}
-	err := s.reader.Get(ctx, key, ing)
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read ingress %s: %w", key, err)
+	found, err := s.get(ctx, key, ing)
+	if err != nil || !found {
+		return nil, err
 	}
 	if !ours(ing) {
 		return nil, nil
@@ -45,19 +47,81 @@ func ours(ing client.Object) bool {
 	return networking.GetIngressClass(ing.GetAnnotations()) == config.IngressClass && ing.GetDeletionTimestamp() == nil
 }
 
-// protocol returns what a revision speaks, or false where its PodAutoscaler
-// isn't of our class. A PodAutoscaler has its revision's name.
-func (s clusterSource) protocol(ctx context.Context, revision types.NamespacedName) (translate.Protocol, bool, error) {
+// backend returns what is known of the Service of the given key, or false where
+// there is none. It is a revision of Wisp's where a PodAutoscaler of our class
+// has its key; a PodAutoscaler has its revision's name, and so has the Service.
+func (s clusterSource) backend(ctx context.Context, key types.NamespacedName) (translate.Backend, bool, error) {
 	pa := &autoscalingv1alpha1.PodAutoscaler{}
-	err := s.reader.Get(ctx, revision, pa)
+	if found, err := s.get(ctx, key, pa); err != nil {
+		return translate.Backend{}, false, err
+	} else if p, ok := protocolOf(pa); found && ok {
+		return translate.Backend{Revision: p}, true, nil
+	}
+	svc := &corev1.Service{}
+	found, err := s.get(ctx, key, svc)
+	if err != nil || !found {
+		return translate.Backend{}, false, err
+	}
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return translate.Backend{ExternalName: svc.Spec.ExternalName, Ports: portsOf(svc)}, true, nil
+	}
+	return translate.Backend{Ports: portsOf(svc)}, true, nil
+}
+
+// get reads o, and reports whether it is there.
+func (s clusterSource) get(ctx context.Context, key types.NamespacedName, o client.Object) (bool, error) {
+	err := s.reader.Get(ctx, key, o)
 	if apierrors.IsNotFound(err) {
-		return "", false, nil
+		return false, nil
 	}
 	if err != nil {
-		return "", false, fmt.Errorf("read pod autoscaler %s: %w", revision, err)
+		return false, fmt.Errorf("read %T %s: %w", o, key, err)
 	}
-	p, ok := protocolOf(pa)
-	return p, ok, nil
+	return true, nil
+}
+
+func portsOf(svc *corev1.Service) []translate.Port {
+	var out []translate.Port
+	for _, p := range svc.Spec.Ports {
+		out = append(out, translate.Port{Name: p.Name, Number: p.Port, Protocol: portProtocol(p)})
+	}
+	return out
+}
+
+// portProtocol returns what a port speaks: by the names that Knative gives its
+// ports, or by Kubernetes' own word for it.
+func portProtocol(p corev1.ServicePort) translate.Protocol {
+	h2c := p.Name == networking.ServicePortNameH2C || p.Name == "h2c" ||
+		p.AppProtocol != nil && *p.AppProtocol == appProtocolH2C
+	if h2c {
+		return translate.H2C
+	}
+	return translate.HTTP1
+}
+
+// appProtocolH2C is from KEP-3726.
+const appProtocolH2C = "kubernetes.io/h2c"
+
+// certificate returns the certificate chain and the key in a Secret, both PEM, or
+// false where there is no such Secret of type kubernetes.io/tls.
+func (s clusterSource) certificate(ctx context.Context, key types.NamespacedName) (chain, private []byte, ok bool, err error) {
+	secret := &corev1.Secret{}
+	found, err := s.get(ctx, key, secret)
+	if err != nil || !found || secret.Type != corev1.SecretTypeTLS {
+		return nil, nil, false, err
+	}
+	return secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey], true, nil
+}
+
+// addresses returns where a Service's port, named as in its EndpointSlices, is
+// served.
+func (s clusterSource) addresses(ctx context.Context, key types.NamespacedName, port string) ([]translate.Endpoint, error) {
+	list := &discoveryv1.EndpointSliceList{}
+	err := s.reader.List(ctx, list, client.InNamespace(key.Namespace), client.MatchingFields{sliceService: key.Name})
+	if err != nil {
+		return nil, fmt.Errorf("list endpoint slices of service %s: %w", key, err)
+	}
+	return translate.Addresses(list.Items, port), nil
 }
 
 func protocolOf(pa *autoscalingv1alpha1.PodAutoscaler) (translate.Protocol, bool) {
@@ -87,6 +151,8 @@ func (s clusterSource) pods(ctx context.Context, revision types.NamespacedName) 
 }
 
 func revisionOf(o client.Object) string { return o.GetLabels()[serving.RevisionLabelKey] }
+
+func serviceOf(o client.Object) string { return o.GetLabels()[discoveryv1.LabelServiceName] }
 
 func podReady(conditions []corev1.PodCondition) bool {
 	for _, c := range conditions {
@@ -133,7 +199,8 @@ func nodeReady(conditions []corev1.NodeCondition) bool {
 	return false
 }
 
-// everything returns all keys there are, for the first reading.
+// everything returns all that there is to read first. What KIngresses name is
+// read with them.
 func (s clusterSource) everything(ctx context.Context) (changes, error) {
 	all := noChanges()
 	all.nodes = true
@@ -143,13 +210,6 @@ func (s clusterSource) everything(ctx context.Context) (changes, error) {
 	}
 	for i := range ingresses.Items {
 		all.ingresses[client.ObjectKeyFromObject(&ingresses.Items[i])] = true
-	}
-	autoscalers := &autoscalingv1alpha1.PodAutoscalerList{}
-	if err := s.reader.List(ctx, autoscalers); err != nil {
-		return all, fmt.Errorf("list pod autoscalers: %w", err)
-	}
-	for i := range autoscalers.Items {
-		all.revisions[client.ObjectKeyFromObject(&autoscalers.Items[i])] = true
 	}
 	return all, nil
 }

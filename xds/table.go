@@ -2,11 +2,15 @@ package xds
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
-	"time"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
 	"github.com/wisp-serving/wisp/xds/snapshot"
 	"github.com/wisp-serving/wisp/xds/translate"
@@ -18,51 +22,82 @@ import (
 // follows from it. It keeps the built form of each piece, so that a change costs
 // what it touches. It does no I/O; one goroutine uses it.
 type table struct {
-	listeners snapshot.Set
+	gateway translate.Gateway
+	envoy   config.Envoy
+	// fixed are the listeners that no KIngress changes.
+	fixed snapshot.Set
 
-	parts    map[types.NamespacedName]*part
-	backends map[types.NamespacedName]translate.Protocol
-	nodes    []translate.Node
+	parts map[types.NamespacedName]*part
+	// backends and certificates are what parts name, and nothing else.
+	backends         map[types.NamespacedName]known
+	certificates     map[types.NamespacedName]certificate
+	naming, trusting index
+	nodes            []translate.Node
 
-	// clusters are those that routes lead to.
+	// clusters are those that routes lead to, places those of each Service.
 	clusters map[translate.Cluster]*destination
-	routes   snapshot.Set
-	// stale says that clusters and routes don't follow from parts any more.
+	places   map[types.NamespacedName][]translate.Cluster
+
+	listeners, routes, secrets snapshot.Set
+	// stale says that clusters, places and sets don't follow from parts any more.
 	stale bool
 }
 
-// part is one KIngress.
-type part struct {
-	uid        types.UID
-	generation int64
-	created    time.Time
-	services   []types.NamespacedName
-	// good is the last translation that succeeded, with its messages, or nil.
-	// It stays in use while a newer one is refused.
-	// See RATIONALE.md "Why does a refused KIngress keep its last routes?".
-	good               *translate.Ingress
-	external, internal []*routev3.VirtualHost
-	// refusal is why the KIngress as it is now isn't served, or nil.
-	refusal *translate.Refusal
-	// conflict is why another KIngress is served in its place, or nil.
-	conflict *translate.Refusal
+// known is a backend, where it is there.
+type known struct {
+	backend translate.Backend
+	ok      bool
+}
+
+// certificate is a Secret's resource, or why there is none.
+type certificate struct {
+	resource snapshot.Resource
+	refusal  *translate.Refusal
 }
 
 // destination is a cluster in use.
 type destination struct {
-	cluster   snapshot.Resource
+	cluster snapshot.Resource
+	// endpoints are published where the cluster is discovered.
 	endpoints snapshot.Resource
-	pods      []translate.Pod
+	// pods are a revision's.
+	pods []translate.Pod
 }
 
-func newTable(listeners snapshot.Set) *table {
-	return &table{
-		listeners: listeners,
-		parts:     map[types.NamespacedName]*part{},
-		backends:  map[types.NamespacedName]translate.Protocol{},
-		clusters:  map[translate.Cluster]*destination{},
-		stale:     true, // even without KIngresses there are two route configurations
+func newTable(cfg config.Gateway) (*table, error) {
+	t := &table{
+		envoy: cfg.Envoy,
+		gateway: translate.Gateway{
+			InternalDomain:  cfg.InternalDomain,
+			InternalAddress: reach(cfg.Envoy.InternalAddress),
+			ExternalNames:   cfg.ExternalNames,
+			TLS:             cfg.Envoy.HTTPSAddress != "",
+		},
+		fixed:        snapshot.Set{},
+		parts:        map[types.NamespacedName]*part{},
+		backends:     map[types.NamespacedName]known{},
+		certificates: map[types.NamespacedName]certificate{},
+		naming:       index{},
+		trusting:     index{},
+		clusters:     map[translate.Cluster]*destination{},
+		stale:        true, // even without KIngresses there are routes
 	}
+	for door, address := range map[translate.Door]string{translate.External: cfg.Envoy.HTTPAddress, translate.Internal: cfg.Envoy.InternalAddress} {
+		l, err := build.Listener(door, address)
+		if err != nil {
+			return nil, err
+		}
+		r, err := snapshot.NewResource(l)
+		if err != nil {
+			return nil, err
+		}
+		t.fixed[r.Name] = r
+	}
+	if t.gateway.TLS {
+		_, err := build.SecureListener(cfg.Envoy.HTTPSAddress, nil)
+		return t, err
+	}
+	return t, nil
 }
 
 // setNodes replaces the wasm nodes and reports whether that changed anything.
@@ -76,26 +111,46 @@ func (t *table) setNodes(nodes []translate.Node) bool {
 	return true
 }
 
-// setBackend says what a revision speaks, or with !ok that it is none of ours,
-// and returns the KIngresses that must be set again for it.
-func (t *table) setBackend(revision types.NamespacedName, p translate.Protocol, ok bool) []types.NamespacedName {
-	old, had := t.backends[revision]
-	if had == ok && old == p {
+// setBackend says what a Service is, or with !ok that there is none, and returns
+// the KIngresses that must be set again for it.
+func (t *table) setBackend(service types.NamespacedName, b translate.Backend, ok bool) []types.NamespacedName {
+	is := known{b, ok}
+	if was, had := t.backends[service]; had && reflect.DeepEqual(was, is) {
 		return nil
 	}
-	if ok {
-		t.backends[revision] = p
-	} else {
-		delete(t.backends, revision)
-	}
-	var out []types.NamespacedName
-	for key, part := range t.parts {
-		if slices.Contains(part.services, revision) {
-			out = append(out, key)
-		}
-	}
-	return out
+	t.backends[service] = is
+	return slices.Collect(maps.Keys(t.naming[service]))
 }
+
+// setCertificate says what is in a Secret, or with !ok that there is none, and
+// returns the KIngresses that must be set again for it.
+func (t *table) setCertificate(key types.NamespacedName, chain, private []byte, ok bool) []types.NamespacedName {
+	is := newCertificate(key, chain, private, ok)
+	if was, had := t.certificates[key]; had && was.resource.Version == is.resource.Version && same(was.refusal, is.refusal) {
+		return nil
+	}
+	t.certificates[key] = is
+	return slices.Collect(maps.Keys(t.trusting[key]))
+}
+
+func newCertificate(key types.NamespacedName, chain, private []byte, ok bool) certificate {
+	bad := func(format string, args ...any) certificate {
+		return certificate{refusal: &translate.Refusal{Reason: translate.ReasonCertificate, Message: fmt.Sprintf("secret "+key.String()+": "+format, args...)}}
+	}
+	if !ok {
+		return bad("there is none of type kubernetes.io/tls")
+	}
+	if _, err := tls.X509KeyPair(chain, private); err != nil {
+		return bad("%v", err)
+	}
+	r, err := snapshot.NewResource(build.Secret(key, chain, private))
+	if err != nil {
+		return bad("%v", err)
+	}
+	return certificate{resource: r}
+}
+
+func same(a, b *translate.Refusal) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 
 // current reports whether the KIngress is known as ing has it.
 func (t *table) current(key types.NamespacedName, ing *v1alpha1.Ingress) bool {
@@ -106,61 +161,61 @@ func (t *table) current(key types.NamespacedName, ing *v1alpha1.Ingress) bool {
 	return p.uid == ing.UID && p.generation == ing.Generation
 }
 
-// setIngress translates a KIngress, or forgets it where ing is nil.
+// setIngress translates a KIngress, or forgets it where ing is nil. What it names
+// must have been set before.
 func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 	t.stale = true
+	old := t.parts[key]
+	if old != nil {
+		t.naming.remove(old.services, key)
+		t.trusting.remove(old.secrets, key)
+	}
 	if ing == nil {
 		delete(t.parts, key)
 		return
 	}
-	p := &part{uid: ing.UID, generation: ing.Generation, created: ing.CreationTimestamp.Time, services: translate.Services(ing)}
-	if old, ok := t.parts[key]; ok && old.uid == ing.UID {
-		p.good, p.external, p.internal = old.good, old.external, old.internal
+	p := &part{
+		uid: ing.UID, generation: ing.Generation, created: ing.CreationTimestamp.Time,
+		services: translate.Services(ing), secrets: translate.Secrets(ing),
+	}
+	t.naming.add(p.services, key)
+	t.trusting.add(p.secrets, key)
+	if old != nil && old.uid == ing.UID {
+		p.good = old.good
 	}
 	t.parts[key] = p
-	good, refusal := translate.Translate(ing, t.resolve)
+	good, refusal := t.translate(ing)
 	if refusal != nil {
 		p.refusal = refusal
 		return
 	}
-	external, internal := vhosts(good.External), vhosts(good.Internal)
-	if err := check(external, internal); err != nil {
-		p.refusal = &translate.Refusal{Reason: translate.ReasonInvalid, Message: err.Error()}
-		return
+	p.good = good
+}
+
+func (t *table) translate(ing *v1alpha1.Ingress) (*form, *translate.Refusal) {
+	good, refusal := translate.Translate(ing, translate.World{
+		Gateway: t.gateway,
+		Backend: func(service types.NamespacedName) (translate.Backend, bool) {
+			b := t.backends[service]
+			return b.backend, b.ok
+		},
+		Certificate: func(secret types.NamespacedName) *translate.Refusal { return t.certificates[secret].refusal },
+	})
+	if refusal != nil {
+		return nil, refusal
 	}
-	p.good, p.external, p.internal = &good, external, internal
-}
-
-func (t *table) resolve(service types.NamespacedName) (translate.Protocol, bool) {
-	p, ok := t.backends[service]
-	return p, ok
-}
-
-func vhosts(in []translate.VirtualHost) []*routev3.VirtualHost {
-	out := make([]*routev3.VirtualHost, 0, len(in))
-	for _, vh := range in {
-		out = append(out, build.VirtualHost(vh))
+	var secrets []snapshot.Resource
+	for _, c := range good.Certificates {
+		secrets = append(secrets, t.certificates[c.Secret].resource)
 	}
-	return out
-}
-
-// check finds what Envoy would refuse, such as a header name with a space,
-// while it is still known whose it is.
-func check(sets ...[]*routev3.VirtualHost) error {
-	for _, set := range sets {
-		for _, vh := range set {
-			if err := vh.ValidateAll(); err != nil {
-				return fmt.Errorf("virtual host %s: %w", vh.GetName(), err)
-			}
-		}
+	f, err := newForm(good, uint32(t.envoy.HTTPSPort), secrets)
+	if err != nil {
+		return nil, &translate.Refusal{Reason: translate.ReasonInvalid, Message: err.Error()}
 	}
-	return nil
+	return f, nil
 }
 
-// whyNot returns why a KIngress isn't served as it is now, or nil.
-func (p *part) whyNot() *translate.Refusal { return cmp.Or(p.refusal, p.conflict) }
-
-// refresh makes clusters and routes follow from the parts. It returns the
+// refresh makes clusters and sets follow from the parts. It returns the
 // KIngresses that have won or lost a host thereby, and the clusters that came
 // into use and have no endpoints yet.
 func (t *table) refresh() (moved []types.NamespacedName, added []translate.Cluster, err error) {
@@ -168,12 +223,18 @@ func (t *table) refresh() (moved []types.NamespacedName, added []translate.Clust
 		return nil, nil, nil
 	}
 	admitted, moved := t.admit()
-	if t.routes, err = routes(admitted); err != nil {
+	if err := t.setRoutes(admitted); err != nil {
 		return nil, nil, err
 	}
-	added, err = t.use(admitted)
+	if err := t.setListeners(admitted); err != nil {
+		return nil, nil, err
+	}
+	if added, err = t.use(admitted); err != nil {
+		return nil, nil, err
+	}
+	t.forget()
 	t.stale = false
-	return moved, added, err
+	return moved, added, nil
 }
 
 // admit returns the parts that keep their hosts, oldest first, and the keys of
@@ -182,13 +243,13 @@ func (t *table) admit() ([]*part, []types.NamespacedName) {
 	var claims []translate.Claim
 	for key, p := range t.parts {
 		if p.good != nil {
-			claims = append(claims, translate.Claim{Key: key, Created: p.created, Ingress: *p.good})
+			claims = append(claims, translate.Claim{Key: key, Created: p.created, Ingress: p.good.ingress})
 		}
 	}
 	kept, conflicts := translate.Admit(claims)
 	var moved []types.NamespacedName
 	for key, p := range t.parts {
-		if was, is := p.conflict, conflicts[key]; (was == nil) != (is == nil) || was != nil && *was != *is {
+		if is := conflicts[key]; !same(p.conflict, is) {
 			p.conflict = is
 			moved = append(moved, key)
 		}
@@ -200,30 +261,61 @@ func (t *table) admit() ([]*part, []types.NamespacedName) {
 	return admitted, moved
 }
 
-func routes(parts []*part) (snapshot.Set, error) {
-	var external, internal []*routev3.VirtualHost
+func (t *table) setRoutes(parts []*part) error {
+	doors := []translate.Door{translate.External, translate.Internal}
+	if t.gateway.TLS {
+		doors = append(doors, translate.Secure)
+	}
+	t.routes = snapshot.Set{}
+	for _, door := range doors {
+		var vhosts []*routev3.VirtualHost
+		for _, p := range parts {
+			vhosts = append(vhosts, p.good.vhosts[door]...)
+		}
+		r, err := snapshot.NewResource(build.Routes(door, vhosts))
+		if err != nil {
+			return err
+		}
+		t.routes[r.Name] = r
+	}
+	return nil
+}
+
+// setListeners sets the listeners and the secrets that they use.
+func (t *table) setListeners(parts []*part) error {
+	t.secrets = snapshot.Set{}
+	if !t.gateway.TLS {
+		t.listeners = t.fixed
+		return nil
+	}
+	var chains []*listenerv3.FilterChain
 	for _, p := range parts {
-		external = append(external, p.external...)
-		internal = append(internal, p.internal...)
+		chains = append(chains, p.good.chains...)
+		for _, r := range p.good.secrets {
+			t.secrets[r.Name] = r
+		}
 	}
-	e, err := snapshot.NewResource(build.Routes(build.External, external))
+	l, err := build.SecureListener(t.envoy.HTTPSAddress, chains)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	i, err := snapshot.NewResource(build.Routes(build.Internal, internal))
+	r, err := snapshot.NewResource(l)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return snapshot.SetOf(e, i), nil
+	t.listeners = maps.Clone(t.fixed)
+	t.listeners[r.Name] = r
+	return nil
 }
 
 // use makes the clusters in use those that parts lead to, and returns the new
-// ones.
+// ones whose addresses must be set.
 func (t *table) use(parts []*part) ([]translate.Cluster, error) {
 	clusters := map[translate.Cluster]*destination{}
+	t.places = map[types.NamespacedName][]translate.Cluster{}
 	var added []translate.Cluster
 	for _, p := range parts {
-		for _, c := range p.good.Clusters() {
+		for _, c := range p.good.ingress.Clusters() {
 			if clusters[c] != nil {
 				continue
 			}
@@ -234,28 +326,46 @@ func (t *table) use(parts []*part) ([]translate.Cluster, error) {
 					return nil, err
 				}
 				d = &destination{cluster: r}
-				added = append(added, c)
 			}
 			clusters[c] = d
+			if c.Discovered() {
+				t.places[c.Key()] = append(t.places[c.Key()], c)
+				if !ok {
+					added = append(added, c)
+				}
+			}
 		}
 	}
 	t.clusters = clusters
 	return added, nil
 }
 
-// setPods replaces the pods behind a cluster in use.
+// forget drops what no part names any more.
+func (t *table) forget() {
+	maps.DeleteFunc(t.backends, func(service types.NamespacedName, _ known) bool { return t.naming[service] == nil })
+	maps.DeleteFunc(t.certificates, func(secret types.NamespacedName, _ certificate) bool { return t.trusting[secret] == nil })
+}
+
+// setPods replaces the pods behind a revision's cluster in use.
 func (t *table) setPods(c translate.Cluster, pods []translate.Pod) error {
 	d, ok := t.clusters[c]
 	if !ok {
 		return nil
 	}
 	d.pods = pods
-	return t.place(c, d)
+	return d.place(translate.Tiers(c.Key(), pods, t.nodes))
 }
 
-// place rebuilds a cluster's endpoints from its pods and the nodes.
-func (t *table) place(c translate.Cluster, d *destination) error {
-	tiers := translate.Tiers(c.Key(), d.pods, t.nodes)
+// setAddresses replaces the addresses behind a Service's cluster in use.
+func (t *table) setAddresses(c translate.Cluster, addresses []translate.Endpoint) error {
+	d, ok := t.clusters[c]
+	if !ok {
+		return nil
+	}
+	return d.place([][]translate.Endpoint{addresses})
+}
+
+func (d *destination) place(tiers [][]translate.Endpoint) error {
 	r, err := snapshot.NewResource(build.Endpoints(d.cluster.Name, tiers))
 	if err != nil {
 		return err
@@ -264,27 +374,17 @@ func (t *table) place(c translate.Cluster, d *destination) error {
 	return nil
 }
 
-// placeAll rebuilds every cluster's endpoints.
+// placeAll rebuilds every revision's endpoints.
 func (t *table) placeAll() error {
 	for c, d := range t.clusters {
-		if err := t.place(c, d); err != nil {
+		if c.Kind != translate.Revision {
+			continue
+		}
+		if err := t.setPods(c, d.pods); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// clustersOf returns the clusters in use of a revision; two while its protocol
-// changes.
-func (t *table) clustersOf(revision types.NamespacedName) []translate.Cluster {
-	var out []translate.Cluster
-	for _, p := range []translate.Protocol{translate.HTTP1, translate.H2C} {
-		c := translate.Cluster{Namespace: revision.Namespace, Revision: revision.Name, Protocol: p}
-		if t.clusters[c] != nil {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // state returns the configuration. refresh must have been called.
@@ -292,12 +392,15 @@ func (t *table) state() snapshot.State {
 	s := snapshot.State{
 		Listeners: t.listeners,
 		Routes:    t.routes,
+		Secrets:   t.secrets,
 		Clusters:  make(snapshot.Set, len(t.clusters)),
 		Endpoints: make(snapshot.Set, len(t.clusters)),
 	}
-	for _, d := range t.clusters {
+	for c, d := range t.clusters {
 		s.Clusters[d.cluster.Name] = d.cluster
-		s.Endpoints[d.endpoints.Name] = d.endpoints
+		if c.Discovered() {
+			s.Endpoints[d.endpoints.Name] = d.endpoints
+		}
 	}
 	return s
 }

@@ -6,7 +6,9 @@ import (
 
 	"github.com/wisp-serving/wisp/config"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
@@ -21,7 +23,9 @@ import (
 
 func newScheme() (*k8sruntime.Scheme, error) {
 	scheme := k8sruntime.NewScheme()
-	for _, add := range []func(*k8sruntime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, autoscalingv1alpha1.AddToScheme} {
+	for _, add := range []func(*k8sruntime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, v1alpha1.AddToScheme, autoscalingv1alpha1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register API types: %w", err)
 		}
@@ -48,6 +52,20 @@ func cacheOptions() (cache.Options, error) {
 			&corev1.Node{}: {
 				Label:                 labels.SelectorFromSet(labels.Set{config.NodeLabel: "true"}),
 				Transform:             trimNode,
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&corev1.Service{}: {
+				Transform:             trimService,
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&discoveryv1.EndpointSlice{}: {
+				Transform:             trimSlice,
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&corev1.Secret{}: {
+				// No other Secret is ever sent here.
+				Field:                 fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)),
+				Transform:             trimSecret,
 				UnsafeDisableDeepCopy: &shared,
 			},
 			&autoscalingv1alpha1.PodAutoscaler{}: {
@@ -111,6 +129,50 @@ func trimAutoscaler(o any) (any, error) {
 	}, nil
 }
 
+func trimService(o any) (any, error) {
+	s, ok := o.(*corev1.Service)
+	if !ok {
+		return o, nil
+	}
+	out := &corev1.Service{ObjectMeta: trimMeta(s, nil, nil)}
+	out.Spec.Type, out.Spec.ExternalName = s.Spec.Type, s.Spec.ExternalName
+	for _, p := range s.Spec.Ports {
+		out.Spec.Ports = append(out.Spec.Ports, corev1.ServicePort{Name: p.Name, Port: p.Port, AppProtocol: p.AppProtocol})
+	}
+	return out, nil
+}
+
+func trimSlice(o any) (any, error) {
+	s, ok := o.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return o, nil
+	}
+	out := &discoveryv1.EndpointSlice{
+		ObjectMeta:  trimMeta(s, map[string]string{discoveryv1.LabelServiceName: serviceOf(s)}, nil),
+		AddressType: s.AddressType,
+		Ports:       s.Ports,
+	}
+	for _, e := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, discoveryv1.Endpoint{Addresses: e.Addresses[:min(1, len(e.Addresses))], Conditions: e.Conditions})
+	}
+	return out, nil
+}
+
+func trimSecret(o any) (any, error) {
+	s, ok := o.(*corev1.Secret)
+	if !ok {
+		return o, nil
+	}
+	return &corev1.Secret{
+		ObjectMeta: trimMeta(s, nil, nil),
+		Type:       s.Type,
+		Data: map[string][]byte{
+			corev1.TLSCertKey:       s.Data[corev1.TLSCertKey],
+			corev1.TLSPrivateKeyKey: s.Data[corev1.TLSPrivateKeyKey],
+		},
+	}, nil
+}
+
 func trimMeta(o client.Object, labels, annotations map[string]string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace:         o.GetNamespace(),
@@ -128,15 +190,22 @@ func watch(ctx context.Context, c cache.Cache, in *inbox) error {
 	if err := c.IndexField(ctx, &corev1.Pod{}, podRevision, byRevision); err != nil {
 		return fmt.Errorf("index pods by revision: %w", err)
 	}
+	if err := c.IndexField(ctx, &discoveryv1.EndpointSlice{}, sliceService, byService); err != nil {
+		return fmt.Errorf("index endpoint slices by service: %w", err)
+	}
+	service := func(name func(client.Object) string) func(*changes, client.Object) {
+		return func(c *changes, o client.Object) {
+			c.services[types.NamespacedName{Namespace: o.GetNamespace(), Name: name(o)}] = true
+		}
+	}
 	named := map[client.Object]func(*changes, client.Object){
-		&v1alpha1.Ingress{}: func(c *changes, o client.Object) { c.ingresses[client.ObjectKeyFromObject(o)] = true },
-		&autoscalingv1alpha1.PodAutoscaler{}: func(c *changes, o client.Object) {
-			c.revisions[client.ObjectKeyFromObject(o)] = true
-		},
-		&corev1.Pod{}: func(c *changes, o client.Object) {
-			c.revisions[types.NamespacedName{Namespace: o.GetNamespace(), Name: revisionOf(o)}] = true
-		},
-		&corev1.Node{}: func(c *changes, _ client.Object) { c.nodes = true },
+		&v1alpha1.Ingress{}:                  func(c *changes, o client.Object) { c.ingresses[client.ObjectKeyFromObject(o)] = true },
+		&autoscalingv1alpha1.PodAutoscaler{}: service(client.Object.GetName),
+		&corev1.Service{}:                    service(client.Object.GetName),
+		&discoveryv1.EndpointSlice{}:         service(serviceOf),
+		&corev1.Pod{}:                        service(revisionOf),
+		&corev1.Node{}:                       func(c *changes, _ client.Object) { c.nodes = true },
+		&corev1.Secret{}:                     func(c *changes, o client.Object) { c.secrets[client.ObjectKeyFromObject(o)] = true },
 	}
 	for kind, name := range named {
 		informer, err := c.GetInformer(ctx, kind)
@@ -164,3 +233,5 @@ func watch(ctx context.Context, c cache.Cache, in *inbox) error {
 }
 
 func byRevision(o client.Object) []string { return []string{revisionOf(o)} }
+
+func byService(o client.Object) []string { return []string{serviceOf(o)} }

@@ -6,6 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/wisp-serving/wisp/config"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/apis/autoscaling"
@@ -40,9 +41,25 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 	pa.Spec.ProtocolType = translateH2C
 	pa.Spec.ScaleTargetRef.Name = "r-deployment"
 
-	whole := []client.Object{pod, node, pa}
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s", Labels: map[string]string{"other": "x"}}}
+	h2c := "kubernetes.io/h2c"
+	svc.Spec = corev1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "h2c", Port: 80, AppProtocol: &h2c, NodePort: 30000}}}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "s-1", Labels: map[string]string{discoveryv1.LabelServiceName: "s", "other": "x"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &svc.Spec.Ports[0].Name, Port: new(int32)}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.7", "10.0.0.8"}, TargetRef: &corev1.ObjectReference{Name: "p"}}},
+	}
+	*slice.Ports[0].Port = 8080
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"},
+		Type:       corev1.SecretTypeTLS,
+		Data:       map[string][]byte{corev1.TLSCertKey: []byte("chain"), corev1.TLSPrivateKeyKey: []byte("key"), "ca.crt": []byte("more")},
+	}
+
+	whole := []client.Object{pod, node, pa, svc, slice, secret}
 	var trimmed []client.Object
-	for i, trim := range []func(any) (any, error){trimPod, trimNode, trimAutoscaler} {
+	for i, trim := range []func(any) (any, error){trimPod, trimNode, trimAutoscaler, trimService, trimSlice, trimSecret} {
 		o, err := trim(whole[i])
 		if err != nil {
 			t.Fatal(err)
@@ -64,10 +81,13 @@ func readAll(t *testing.T, objects []client.Object) []any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithIndex(&corev1.Pod{}, podRevision, byRevision).Build()
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
+		WithIndex(&corev1.Pod{}, podRevision, byRevision).
+		WithIndex(&discoveryv1.EndpointSlice{}, sliceService, byService).
+		Build()
 	src := clusterSource{c}
 	revision := types.NamespacedName{Namespace: "default", Name: "r"}
-	protocol, ok, err := src.protocol(t.Context(), revision)
+	backend, ok, err := src.backend(t.Context(), revision)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,10 +99,23 @@ func readAll(t *testing.T, objects []client.Object) []any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !ok || len(pods) != 1 || len(nodes) != 1 {
-		t.Errorf("read %v, %v, %v: want one of each", ok, pods, nodes)
+	service := types.NamespacedName{Namespace: "default", Name: "s"}
+	other, otherOK, err := src.backend(t.Context(), service)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return []any{protocol, ok, pods, nodes}
+	addresses, err := src.addresses(t.Context(), service, "h2c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, private, certified, err := src.certificate(t.Context(), service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ok || len(pods) != 1 || len(nodes) != 1 || !otherOK || len(addresses) != 1 || !certified {
+		t.Errorf("read %v, %v, %v, %v, %v, %v: want one of each", ok, pods, nodes, otherOK, addresses, certified)
+	}
+	return []any{backend, pods, nodes, other, addresses, chain, private}
 }
 
 func TestPodsThatTakeNoRequests(t *testing.T) {
@@ -161,7 +194,7 @@ func TestWatchNamesBothRevisionsOfAPod(t *testing.T) {
 	}
 	pods.Update(of("r"), of("s"))
 	want := map[types.NamespacedName]bool{{Namespace: "default", Name: "r"}: true, {Namespace: "default", Name: "s"}: true}
-	if diff := cmp.Diff(want, in.take().revisions); diff != "" {
+	if diff := cmp.Diff(want, in.take().services); diff != "" {
 		t.Errorf("revisions (-want +got):\n%s", diff)
 	}
 }

@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 	}
 	events := make(chan event.GenericEvent)
 	srv := server.New(cfg.XDSSocket, log)
-	g, err := newGateway(cfg.Envoy, clusterSource{mgr.GetCache()}, srv, send(events), log)
+	g, err := newGateway(cfg, clusterSource{mgr.GetCache()}, srv, send(events), log)
 	if err != nil {
 		return err
 	}

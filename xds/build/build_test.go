@@ -12,7 +12,7 @@ import (
 )
 
 func TestClusterNames(t *testing.T) {
-	one := translate.Cluster{Namespace: "default", Revision: "sort-00001", Protocol: translate.HTTP1}
+	one := translate.Cluster{Kind: translate.Revision, Namespace: "default", Service: "sort-00001", Protocol: translate.HTTP1}
 	same, h2c := Cluster(one), one
 	h2c.Protocol = translate.H2C
 	if got, want := Cluster(one).GetName(), same.GetName(); got != want {
@@ -27,7 +27,7 @@ func TestClusterNames(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	got := Endpoints("c", [][]translate.Endpoint{{}, {{IP: "127.0.0.2", Weight: 3}}})
+	got := Endpoints("c", [][]translate.Endpoint{{}, {{IP: "127.0.0.2", Port: 8012, Weight: 3}}})
 	if n := len(got.GetEndpoints()); n != 2 {
 		t.Fatalf("%d tiers, want 2: an empty first one too", n)
 	}
@@ -45,8 +45,8 @@ func TestEndpoints(t *testing.T) {
 }
 
 func TestVirtualHost(t *testing.T) {
-	a := translate.Cluster{Namespace: "ns", Revision: "a", Protocol: translate.HTTP1}
-	b := translate.Cluster{Namespace: "ns", Revision: "b", Protocol: translate.HTTP1}
+	a := translate.Cluster{Kind: translate.Revision, Namespace: "ns", Service: "a", Protocol: translate.HTTP1}
+	b := translate.Cluster{Kind: translate.Revision, Namespace: "ns", Service: "b", Protocol: translate.HTTP1}
 	vh := VirtualHost(translate.VirtualHost{
 		Name:  "ns/x/0",
 		Hosts: []string{"x.example.com"},
@@ -61,8 +61,8 @@ func TestVirtualHost(t *testing.T) {
 			RewriteHost: "inner",
 			Splits:      []translate.Split{{Cluster: a, Weight: 90}, {Cluster: b, Weight: 10, Set: []translate.Header{{Name: "who", Value: "b"}}}},
 		}},
-	})
-	if err := Routes(External, []*routev3.VirtualHost{vh}).ValidateAll(); err != nil {
+	}, 8443)
+	if err := Routes(translate.External, []*routev3.VirtualHost{vh}).ValidateAll(); err != nil {
 		t.Fatal(err)
 	}
 	want := &routev3.VirtualHost{}
@@ -91,7 +91,7 @@ func TestVirtualHost(t *testing.T) {
 }
 
 func TestListener(t *testing.T) {
-	l, err := Listener(Internal, "127.0.0.1:8081")
+	l, err := Listener(translate.Internal, "127.0.0.1:8081")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestListener(t *testing.T) {
 		t.Error(err)
 	}
 	for _, bad := range []string{"127.0.0.1", "127.0.0.1:70000", "127.0.0.1:http"} {
-		if _, err := Listener(Internal, bad); err == nil || !strings.HasPrefix(err.Error(), "build listener internal: parse address") {
+		if _, err := Listener(translate.Internal, bad); err == nil || !strings.HasPrefix(err.Error(), "build listener internal: parse address") {
 			t.Errorf("%s: error is %v", bad, err)
 		}
 	}

@@ -3,10 +3,15 @@ package build
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"net"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	commondnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/proto"
@@ -28,22 +33,51 @@ const (
 	unlimited = 1 << 20
 )
 
-// Cluster returns a revision's cluster.
+// Cluster returns a backend's cluster.
 // See RATIONALE.md "Why does a cluster's name end in a hash?".
 func Cluster(c translate.Cluster) *clusterv3.Cluster {
 	out := &clusterv3.Cluster{
-		AltStatName:                   c.Key().String(),
-		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-		EdsClusterConfig:              &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
+		AltStatName:                   c.String(),
 		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		CircuitBreakers:               circuitBreakers(),
-		OutlierDetection:              outlierDetection(),
+		OutlierDetection:              outlierDetection(c.Kind),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: packed(protocolOptions(c.Protocol))},
 	}
-	out.Name = c.Key().String() + "/" + settingsHash(out)
+	discover(out, c)
+	out.Name = c.String() + "/" + settingsHash(out)
+	if out.LoadAssignment != nil {
+		out.LoadAssignment.ClusterName = out.Name
+	}
 	return out
+}
+
+// discover says where the addresses of c come from.
+func discover(out *clusterv3.Cluster, c translate.Cluster) {
+	if c.Discovered() {
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
+		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()}
+		return
+	}
+	at, err := TCP(c.Address)
+	if err != nil {
+		panic(fmt.Sprintf("cluster %s: %v", c, err)) // it was put together from a host and a number
+	}
+	out.LoadAssignment = &endpointv3.ClusterLoadAssignment{Endpoints: []*endpointv3.LocalityLbEndpoints{{
+		LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: at}}}},
+	}}}
+	if net.ParseIP(at.GetSocketAddress().GetAddress()) != nil {
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+		return
+	}
+	out.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+		Name: "envoy.clusters.dns",
+		TypedConfig: packed(&dnsv3.DnsCluster{
+			RespectDnsTtl:   true,
+			DnsLookupFamily: commondnsv3.DnsLookupFamily_V4_PREFERRED,
+		}),
+	}}
 }
 
 func settingsHash(c *clusterv3.Cluster) string {
@@ -56,6 +90,16 @@ func settingsHash(c *clusterv3.Cluster) string {
 }
 
 func protocolOptions(p translate.Protocol) *httpv3.HttpProtocolOptions {
+	if p == translate.AsClient {
+		return &httpv3.HttpProtocolOptions{
+			UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
+				UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+					HttpProtocolOptions:  &corev3.Http1ProtocolOptions{},
+					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true},
+				},
+			},
+		}
+	}
 	explicit := &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
 			HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
@@ -63,7 +107,8 @@ func protocolOptions(p translate.Protocol) *httpv3.HttpProtocolOptions {
 	}
 	if p == translate.H2C {
 		explicit.ProtocolConfig = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-			Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+			// With it a websocket, too, gets to a backend that speaks HTTP/2.
+			Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true},
 		}
 	}
 	return &httpv3.HttpProtocolOptions{
@@ -81,8 +126,12 @@ func circuitBreakers() *clusterv3.CircuitBreakers {
 }
 
 // outlierDetection takes a node out that can't be reached. What a function
-// answers is its own matter, 503 included, and says nothing about its node.
-func outlierDetection() *clusterv3.OutlierDetection {
+// answers is its own matter, 503 included, and says nothing about its node. The
+// gateway itself has nothing to be replaced by.
+func outlierDetection(k translate.Kind) *clusterv3.OutlierDetection {
+	if k == translate.Self {
+		return nil
+	}
 	return &clusterv3.OutlierDetection{
 		SplitExternalLocalOriginErrors:         true,
 		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(3),
@@ -94,6 +143,7 @@ func outlierDetection() *clusterv3.OutlierDetection {
 		Interval:                               durationpb.New(time.Second),
 		BaseEjectionTime:                       durationpb.New(5 * time.Second),
 		// A tier of one node must be able to empty, so that the next one serves.
+		// Where no tier is left, Envoy asks all of them again.
 		MaxEjectionPercent: wrapperspb.UInt32(100),
 	}
 }

@@ -4,7 +4,6 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	"knative.dev/serving/pkg/networking"
 )
 
 // overprovisioning, in percent, keeps traffic on a tier for as long as 1 % of it
@@ -26,7 +25,7 @@ func Endpoints(cluster string, tiers [][]translate.Endpoint) *endpointv3.Cluster
 		for _, e := range tier {
 			locality.LbEndpoints = append(locality.LbEndpoints, &endpointv3.LbEndpoint{
 				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
-					Address: tcp(e.IP, networking.BackendHTTPPort),
+					Address: tcp(e.IP, e.Port),
 				}},
 				LoadBalancingWeight: wrapperspb.UInt32(e.Weight),
 			})

@@ -1,45 +1,112 @@
 package build
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
+	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/networking/pkg/http/header"
 	"knative.dev/serving/pkg/activator"
 )
 
-// Names of the two listeners, and of the route configuration of each.
-const (
-	External = "external"
-	Internal = "internal"
-)
-
-// Listener returns the listener called name on address (host:port), which reads
-// its routes by that same name. It depends on nothing else, so that no change
-// of a KIngress drains it.
-func Listener(name, address string) (*listenerv3.Listener, error) {
+// Listener returns the listener of a door on address (host:port). It is named
+// after the door, as its routes are, and depends on nothing else, so that no
+// change of a KIngress drains it.
+func Listener(door translate.Door, address string) (*listenerv3.Listener, error) {
 	addr, err := TCP(address)
 	if err != nil {
-		return nil, fmt.Errorf("build listener %s: %w", name, err)
+		return nil, fmt.Errorf("build listener %s: %w", door, err)
 	}
 	return &listenerv3.Listener{
-		Name:                          name,
+		Name:                          string(door),
 		Address:                       addr,
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
-		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
-			Name:       wellknown.HTTPConnectionManager,
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(connectionManager(name))},
-		}}}},
+		FilterChains:                  []*listenerv3.FilterChain{{Filters: filters(door)}},
 	}, nil
+}
+
+// SecureListener returns the listener for TLS on address, with the given filter
+// chains. Envoy changes filter chains in place: one that comes or goes drains no
+// connection of another, and a Secret that is renewed changes none.
+func SecureListener(address string, chains []*listenerv3.FilterChain) (*listenerv3.Listener, error) {
+	out, err := Listener(translate.Secure, address)
+	if err != nil {
+		return nil, err
+	}
+	out.ListenerFilters = []*listenerv3.ListenerFilter{{
+		Name:       wellknown.TLSInspector,
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: packed(&inspectorv3.TlsInspector{})},
+	}}
+	// The first chain matches nobody. With it the listener is there before any
+	// certificate, and a port that is taken is found when the gateway starts.
+	out.FilterChains[0].Name = nobody
+	out.FilterChains[0].FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: []string{nobody}}
+	out.FilterChains = append(out.FilterChains, chains...)
+	return out, nil
+}
+
+// nobody is a name that no KIngress can have as a host (RFC 6761).
+const nobody = "nobody.invalid"
+
+// Chain returns the filter chain of a certificate.
+func Chain(c translate.Certificate) *listenerv3.FilterChain {
+	sum := sha256.Sum256([]byte(strings.Join(c.Hosts, " ")))
+	return &listenerv3.FilterChain{
+		Name:             SecretName(c.Secret) + "/" + hex.EncodeToString(sum[:4]),
+		FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: c.Hosts},
+		Filters:          filters(translate.Secure),
+		TransportSocket: &corev3.TransportSocket{
+			Name: wellknown.TransportSocketTLS,
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(&tlsv3.DownstreamTlsContext{
+				CommonTlsContext: &tlsv3.CommonTlsContext{
+					AlpnProtocols: []string{"h2", "http/1.1"},
+					TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{
+						Name:      SecretName(c.Secret),
+						SdsConfig: ads(),
+					}},
+				},
+			})},
+		},
+	}
+}
+
+// SecretName returns the name of a Secret's resource.
+func SecretName(key types.NamespacedName) string { return key.String() }
+
+// Secret returns a certificate chain and its key, both PEM.
+func Secret(key types.NamespacedName, certificate, private []byte) *tlsv3.Secret {
+	inline := func(b []byte) *corev3.DataSource {
+		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+	}
+	return &tlsv3.Secret{
+		Name: SecretName(key),
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(certificate),
+			PrivateKey:       inline(private),
+		}},
+	}
+}
+
+func filters(door translate.Door) []*listenerv3.Filter {
+	return []*listenerv3.Filter{{
+		Name:       wellknown.HTTPConnectionManager,
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(connectionManager(string(door)))},
+	}}
 }
 
 func connectionManager(name string) *hcmv3.HttpConnectionManager {
@@ -76,6 +143,7 @@ func connectionManager(name string) *hcmv3.HttpConnectionManager {
 		StreamIdleTimeout:     durationpb.New(0),
 		RequestHeadersTimeout: durationpb.New(10 * time.Second),
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			AllowConnect:                true, // websockets over HTTP/2
 			MaxConcurrentStreams:        wrapperspb.UInt32(128),
 			InitialStreamWindowSize:     wrapperspb.UInt32(64 << 10),
 			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),

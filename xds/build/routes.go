@@ -11,12 +11,13 @@ import (
 	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"knative.dev/networking/pkg/http/header"
 )
 
-// Routes returns the route configuration called name.
-func Routes(name string, vhosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
+// Routes returns the route configuration of a door.
+func Routes(door translate.Door, vhosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
 	return &routev3.RouteConfiguration{
-		Name:         name,
+		Name:         string(door),
 		VirtualHosts: vhosts,
 		// host and host:port are one host.
 		IgnorePortInHostMatching: true,
@@ -25,13 +26,36 @@ func Routes(name string, vhosts []*routev3.VirtualHost) *routev3.RouteConfigurat
 	}
 }
 
-// VirtualHost returns vh, which leads to the clusters that Cluster returns.
-func VirtualHost(vh translate.VirtualHost) *routev3.VirtualHost {
+// VirtualHost returns vh, which leads to the clusters that Cluster returns, or to
+// the port at which clients reach the gateway by HTTPS.
+func VirtualHost(vh translate.VirtualHost, httpsPort uint32) *routev3.VirtualHost {
 	out := &routev3.VirtualHost{Name: vh.Name, Domains: vh.Hosts, RetryPolicy: retryPolicy()}
 	for _, r := range vh.Routes {
-		out.Routes = append(out.Routes, route(r))
+		if r.Redirect {
+			out.Routes = append(out.Routes, redirect(r, httpsPort))
+		} else {
+			out.Routes = append(out.Routes, route(r))
+		}
 	}
 	return out
+}
+
+func match(r translate.Route) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: r.Path},
+		Headers:       matchers(r.Match),
+	}
+}
+
+// usualPort is where clients look for HTTPS when a URL has no port.
+const usualPort = 443
+
+func redirect(r translate.Route, httpsPort uint32) *routev3.Route {
+	to := &routev3.RedirectAction{SchemeRewriteSpecifier: &routev3.RedirectAction_HttpsRedirect{HttpsRedirect: true}}
+	if httpsPort != usualPort {
+		to.PortRedirect = httpsPort
+	}
+	return &routev3.Route{Match: match(r), Action: &routev3.Route_Redirect{Redirect: to}}
 }
 
 func route(r translate.Route) *routev3.Route {
@@ -39,12 +63,9 @@ func route(r translate.Route) *routev3.Route {
 	if r.RewriteHost != "" {
 		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.RewriteHost}
 	}
-	out := &routev3.Route{
-		Match: &routev3.RouteMatch{
-			PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: r.Path},
-			Headers:       matchers(r.Match),
-		},
-		Action: &routev3.Route_Route{Route: action},
+	out := &routev3.Route{Match: match(r), Action: &routev3.Route_Route{Route: action}}
+	if r.Hash != "" {
+		out.ResponseHeadersToAdd = set([]translate.Header{{Name: header.HashKey, Value: r.Hash}})
 	}
 	if len(r.Splits) == 1 {
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: Cluster(r.Splits[0].Cluster).GetName()}

@@ -76,13 +76,13 @@ func (s Set) holds(other Set) bool {
 // State is a whole configuration. Sets may be shared between States, so they are
 // replaced, never changed.
 type State struct {
-	Listeners, Routes, Clusters, Endpoints Set
+	Listeners, Routes, Clusters, Endpoints, Secrets Set
 }
 
 // Equal reports whether both would configure a proxy alike.
 func (s State) Equal(other State) bool {
 	return s.Listeners.Equal(other.Listeners) && s.Routes.Equal(other.Routes) &&
-		s.Clusters.Equal(other.Clusters) && s.Endpoints.Equal(other.Endpoints)
+		s.Clusters.Equal(other.Clusters) && s.Endpoints.Equal(other.Endpoints) && s.Secrets.Equal(other.Secrets)
 }
 
 // Refresh returns s with newer versions of those endpoints that it has, and
@@ -129,22 +129,23 @@ const (
 	Publish Step = iota
 	// Wait until more is acknowledged, then ask again.
 	Wait
-	// Done: target is published, and its routes are acknowledged.
+	// Done: target is published, and all but its newest endpoints acknowledged.
 	Done
 )
 
 // Next returns the next step from published to target:
 //
-//  1. Target's clusters and endpoints join those that are there. One that comes
-//     back first waits until it has gone: its old acknowledgement would be taken
-//     for the new one.
-//  2. Once they are acknowledged, and so have reached Envoy's workers, target's
-//     routes and listeners replace the old ones.
-//  3. Once these are acknowledged, what only the old routes used goes.
+//  1. Target's clusters, endpoints and secrets join those that are there. One
+//     that comes back first waits until it has gone: its old acknowledgement
+//     would be taken for the new one.
+//  2. Once clusters and endpoints are acknowledged, and so have reached Envoy's
+//     workers, target's routes and listeners replace the old ones.
+//  3. Once these are acknowledged, and the secrets that Envoy asks for because of
+//     them, what only the old routes used goes.
 //
 // See RATIONALE.md "Why wait for acknowledgements between clusters and routes?".
 func Next(published, target State, acked Acked) (State, Step) {
-	if !published.Clusters.holds(target.Clusters) || !published.Endpoints.holds(target.Endpoints) {
+	if !published.Clusters.holds(target.Clusters) || !published.Endpoints.holds(target.Endpoints) || !published.Secrets.holds(target.Secrets) {
 		added := target.Clusters.without(published.Clusters)
 		if !acked(resourcev3.ClusterType, added) || !acked(resourcev3.EndpointType, added) {
 			return published, Wait
@@ -154,6 +155,7 @@ func Next(published, target State, acked Acked) (State, Step) {
 			Routes:    published.Routes,
 			Clusters:  union(published.Clusters, target.Clusters),
 			Endpoints: union(published.Endpoints, target.Endpoints),
+			Secrets:   union(published.Secrets, target.Secrets),
 		}, Publish
 	}
 	if !published.Routes.Equal(target.Routes) || !published.Listeners.Equal(target.Listeners) {
@@ -164,8 +166,17 @@ func Next(published, target State, acked Acked) (State, Step) {
 		next.Routes, next.Listeners = target.Routes, target.Listeners
 		return next, Publish
 	}
-	if !acked(resourcev3.RouteType, target.Routes.Versions()) {
-		return published, Wait
+	for _, kind := range []struct {
+		typeURL string
+		set     Set
+	}{
+		{resourcev3.RouteType, target.Routes},
+		{resourcev3.ListenerType, target.Listeners},
+		{resourcev3.SecretType, target.Secrets},
+	} {
+		if !acked(kind.typeURL, kind.set.Versions()) {
+			return published, Wait
+		}
 	}
 	if !published.Equal(target) {
 		return target, Publish
@@ -229,6 +240,7 @@ func (s State) byType() map[string]Set {
 		resourcev3.RouteType:    s.Routes,
 		resourcev3.ClusterType:  s.Clusters,
 		resourcev3.EndpointType: s.Endpoints,
+		resourcev3.SecretType:   s.Secrets,
 	}
 }
 

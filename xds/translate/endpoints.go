@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/serving/pkg/networking"
 )
 
 // Pod is a ready pod of a revision.
@@ -24,10 +25,11 @@ type Node struct {
 	Cordoned bool
 }
 
-// Endpoint is an address that answers for a revision, with its share of the
+// Endpoint is an address that answers for a backend, with its share of the
 // traffic relative to its tier.
 type Endpoint struct {
 	IP     string `json:"ip"`
+	Port   uint32 `json:"port"`
 	Weight uint32 `json:"weight"`
 }
 
@@ -48,7 +50,7 @@ func Tiers(revision types.NamespacedName, pods []Pod, nodes []Node) [][]Endpoint
 	}
 	first := make([]Endpoint, 0, len(weights))
 	for ip, w := range weights {
-		first = append(first, Endpoint{IP: ip, Weight: w})
+		first = append(first, Endpoint{IP: ip, Port: networking.BackendHTTPPort, Weight: w})
 	}
 	slices.SortFunc(first, func(a, b Endpoint) int { return cmp.Compare(a.IP, b.IP) })
 
@@ -58,7 +60,7 @@ func Tiers(revision types.NamespacedName, pods []Pod, nodes []Node) [][]Endpoint
 			break
 		}
 		if !busy[n.IP] {
-			tiers = append(tiers, []Endpoint{{IP: n.IP, Weight: 1}})
+			tiers = append(tiers, []Endpoint{{IP: n.IP, Port: networking.BackendHTTPPort, Weight: 1}})
 		}
 	}
 	return tiers

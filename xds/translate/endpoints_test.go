@@ -17,7 +17,7 @@ func TestTiers(t *testing.T) {
 	cordoned := first
 	cordoned.Cordoned = true
 	pod := func(n Node) Pod { return Pod{IP: n.IP, NodeIP: n.IP} }
-	at := func(n Node, weight uint32) []Endpoint { return []Endpoint{{IP: n.IP, Weight: weight}} }
+	at := func(n Node, weight uint32) []Endpoint { return []Endpoint{{IP: n.IP, Port: 8012, Weight: weight}} }
 
 	tests := []struct {
 		name  string
@@ -45,7 +45,7 @@ func TestTiers(t *testing.T) {
 		name:  "a pod with an address of its own",
 		pods:  []Pod{{IP: "10.244.0.7", NodeIP: first.IP}},
 		nodes: []Node{a, b},
-		want:  [][]Endpoint{{{IP: "10.244.0.7", Weight: 1}}, at(second, 1)},
+		want:  [][]Endpoint{{{IP: "10.244.0.7", Port: 8012, Weight: 1}}, at(second, 1)},
 	}, {
 		name:  "a cordoned node comes last",
 		nodes: []Node{cordoned, second},

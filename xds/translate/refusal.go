@@ -26,6 +26,7 @@ const (
 	ReasonInvalid      = "InvalidIngress"
 	ReasonNotSupported = "NotSupported"
 	ReasonNoBackend    = "BackendNotFound"
+	ReasonCertificate  = "CertificateNotReady"
 	ReasonConflict     = "DomainConflict"
 	ReasonRejected     = "RejectedByEnvoy"
 )
@@ -34,36 +35,18 @@ func refuse(reason, format string, args ...any) *Refusal {
 	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// check returns why ing, which has its defaults, can't be served as it asks.
-func check(ing *v1alpha1.Ingress, resolve Resolver) *Refusal {
+// check returns why ing, which has its defaults, can't be served as it asks,
+// whatever its backends.
+func check(ing *v1alpha1.Ingress, w World) *Refusal {
 	if err := ing.Validate(context.Background()); err != nil {
 		return refuse(ReasonInvalid, "%v", err)
-	}
-	if len(ing.Spec.TLS) > 0 {
-		return refuse(ReasonNotSupported, "spec.tls is set, and this gateway serves no TLS yet: turn external-domain-tls off in config-network")
-	}
-	if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected {
-		return refuse(ReasonNotSupported, "spec.httpOption = %s, must be %s: this gateway serves no TLS yet", v1alpha1.HTTPOptionRedirected, v1alpha1.HTTPOptionEnabled)
 	}
 	for i, rule := range ing.Spec.Rules {
 		if err := checkRule(rule); err != nil {
 			return refuse(ReasonInvalid, "spec.rules[%d].%v", i, err)
 		}
 	}
-	var missing []string
-	for _, s := range Services(ing) {
-		if _, ok := resolve(s); !ok {
-			missing = append(missing, s.Name)
-		}
-	}
-	switch len(missing) {
-	case 0:
-		return nil
-	case 1:
-		return refuse(ReasonNoBackend, "backend service %s has no Wisp revision", missing[0])
-	default:
-		return refuse(ReasonNoBackend, "backend services %s have no Wisp revision", strings.Join(missing, ", "))
-	}
+	return checkTLS(ing, w)
 }
 
 func checkRule(rule v1alpha1.IngressRule) error {

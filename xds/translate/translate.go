@@ -18,32 +18,11 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/networking/pkg/http/header"
 	"knative.dev/networking/pkg/ingress"
 )
-
-// Protocol is what a revision speaks on its nodes' port.
-type Protocol string
-
-// The protocols of a revision.
-const (
-	HTTP1 Protocol = "http1"
-	H2C   Protocol = "h2c"
-)
-
-// Cluster is one revision as a destination. It is comparable: two routes with
-// equal Clusters share one.
-type Cluster struct {
-	Namespace string   `json:"namespace"`
-	Revision  string   `json:"revision"`
-	Protocol  Protocol `json:"protocol"`
-}
-
-// Key returns the revision's key.
-func (c Cluster) Key() types.NamespacedName {
-	return types.NamespacedName{Namespace: c.Namespace, Name: c.Revision}
-}
 
 // Header is a header's name, in lower case, and its value.
 type Header struct {
@@ -68,7 +47,12 @@ type Route struct {
 	// Match are headers that a request must have. An empty value means any.
 	Match       []Header `json:"match,omitempty"`
 	RewriteHost string   `json:"rewriteHost,omitempty"`
-	Splits      []Split  `json:"splits"`
+	Splits      []Split  `json:"splits,omitempty"`
+	// Redirect answers 301 to the same URL by HTTPS, in place of Splits.
+	Redirect bool `json:"redirect,omitempty"`
+	// Hash is what an answer carries in K-Network-Hash, where this is the probe's
+	// route.
+	Hash string `json:"hash,omitempty"`
 }
 
 // VirtualHost is a set of hosts, without ports, with the same routes.
@@ -78,46 +62,72 @@ type VirtualHost struct {
 	Routes []Route  `json:"routes"`
 }
 
+// Certificate is what a TLS connection is served with, by the name that its
+// client asks for.
+type Certificate struct {
+	Hosts  []string             `json:"hosts"`
+	Secret types.NamespacedName `json:"secret"`
+}
+
+// Door is where a request comes in.
+type Door string
+
+// The doors of the gateway.
+const (
+	External Door = "external"
+	Secure   Door = "external-tls"
+	Internal Door = "internal"
+)
+
 // Probe is a request that a proxy answers with Ingress.Hash in K-Network-Hash
 // once it has the KIngress.
 type Probe struct {
-	// Internal says that the cluster-local listener is meant.
-	Internal bool     `json:"internal,omitempty"`
-	Host     string   `json:"host"`
-	Path     string   `json:"path"`
-	Headers  []Header `json:"headers,omitempty"`
+	Door    Door     `json:"door"`
+	Host    string   `json:"host"`
+	Path    string   `json:"path"`
+	Headers []Header `json:"headers,omitempty"`
+	// Inner says that it goes on to the cluster-local listener, whose 404 means
+	// that there is no such host yet.
+	Inner bool `json:"inner,omitempty"`
 }
 
 // Ingress is a translated KIngress.
 type Ingress struct {
 	// Hash is Knative's hash of the KIngress (networking/pkg/ingress).
 	Hash string `json:"hash"`
-	// External and Internal are what the two listeners serve. Hosts that are
-	// reachable from outside are also reachable from inside, never the reverse.
+	// External, Secure and Internal are what comes in by each door. Hosts that
+	// are reachable from outside are also reachable from inside, never the
+	// reverse. Internal has all of them.
 	External []VirtualHost `json:"external,omitempty"`
+	Secure   []VirtualHost `json:"secure,omitempty"`
 	Internal []VirtualHost `json:"internal,omitempty"`
-	// Probes prove the KIngress, one for each listener that serves it.
+	// Certificates are those of Secure's hosts.
+	Certificates []Certificate `json:"certificates,omitempty"`
+	// Probes prove the KIngress, one for each door that it has.
 	Probes []Probe `json:"probes,omitempty"`
 }
 
 // Clusters returns the destinations of all routes, each once, sorted.
 func (i Ingress) Clusters() []Cluster {
 	seen := map[Cluster]bool{}
-	for _, vh := range slices.Concat(i.External, i.Internal) {
+	for _, vh := range i.Internal { // which has every route
 		for _, r := range vh.Routes {
 			for _, s := range r.Splits {
 				seen[s.Cluster] = true
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(seen), func(a, b Cluster) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Revision, b.Revision))
-	})
+	return slices.SortedFunc(maps.Keys(seen), compareClusters)
 }
 
-// Resolver returns the protocol of a revision of Wisp, or false where the
-// Service isn't one.
-type Resolver func(service types.NamespacedName) (Protocol, bool)
+// World is what a translation looks up.
+type World struct {
+	Gateway Gateway
+	// Backend returns what is known of a Service, or false where there is none.
+	Backend func(service types.NamespacedName) (Backend, bool)
+	// Certificate returns why a Secret is no certificate, or nil.
+	Certificate func(secret types.NamespacedName) *Refusal
+}
 
 // Services returns the Services that ing's splits name, each once, sorted.
 func Services(ing *v1alpha1.Ingress) []types.NamespacedName {
@@ -135,10 +145,19 @@ func Services(ing *v1alpha1.Ingress) []types.NamespacedName {
 	return slices.SortedFunc(maps.Keys(seen), compareKeys)
 }
 
+// Secrets returns the Secrets that ing's certificates are in, each once, sorted.
+func Secrets(ing *v1alpha1.Ingress) []types.NamespacedName {
+	seen := map[types.NamespacedName]bool{}
+	for _, t := range ing.Spec.TLS {
+		seen[secret(ing, t)] = true
+	}
+	return slices.SortedFunc(maps.Keys(seen), compareKeys)
+}
+
 // Translate translates ing, which it doesn't change. What can't be served as
 // asked makes the whole KIngress a *Refusal: half of one would answer some
 // requests wrongly.
-func Translate(ing *v1alpha1.Ingress, resolve Resolver) (Ingress, *Refusal) {
+func Translate(ing *v1alpha1.Ingress, w World) (Ingress, *Refusal) {
 	ing = ing.DeepCopy()
 	for i := range ing.Spec.Rules {
 		if ing.Spec.Rules[i].HTTP == nil { // SetDefaults takes it for granted
@@ -146,27 +165,42 @@ func Translate(ing *v1alpha1.Ingress, resolve Resolver) (Ingress, *Refusal) {
 		}
 	}
 	ing.SetDefaults(context.Background())
-	if r := check(ing, resolve); r != nil {
+	for i, t := range ing.Spec.TLS { // Knative documents this default, and has it nowhere
+		ing.Spec.TLS[i].SecretNamespace = cmp.Or(t.SecretNamespace, ing.Namespace)
+	}
+	if r := check(ing, w); r != nil {
 		return Ingress{}, r
 	}
-	probes := probes(ing)
+	clusters, refusal := resolve(ing, w)
+	if refusal != nil {
+		return Ingress{}, refusal
+	}
+	certificates := certificates(ing)
+	probes := probes(ing, clusters, certificates)
 	hash, err := ingress.InsertProbe(ing)
 	if err != nil {
 		return Ingress{}, refuse(ReasonInvalid, "%v", err)
 	}
-	out := Ingress{Hash: hash, Probes: probes}
-	var external, internal listener
+	out := Ingress{Hash: hash, Probes: probes, Certificates: certificates}
+	var external, secure, internal listener
 	for i, rule := range ing.Spec.Rules {
 		vh := VirtualHost{
 			Name:   fmt.Sprintf("%s/%s/%d", ing.Namespace, ing.Name, i),
-			Routes: routes(rule.HTTP.Paths, resolve),
+			Routes: routes(rule.HTTP.Paths, clusters, hash),
 		}
 		internal.add(vh, rule.Hosts)
-		if rule.Visibility == v1alpha1.IngressVisibilityExternalIP {
-			external.add(vh, rule.Hosts)
+		if rule.Visibility != v1alpha1.IngressVisibilityExternalIP {
+			continue
 		}
+		if len(certificates) > 0 {
+			secure.add(vh, rule.Hosts)
+		}
+		if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected {
+			vh.Routes = redirected(vh.Routes)
+		}
+		external.add(vh, rule.Hosts)
 	}
-	out.External, out.Internal = external.vhosts, internal.vhosts
+	out.External, out.Secure, out.Internal = external.vhosts, secure.vhosts, internal.vhosts
 	return out, nil
 }
 
@@ -196,7 +230,7 @@ func (l *listener) add(vh VirtualHost, hosts []string) {
 
 // routes returns the routes of a rule's paths in the order in which they are
 // tried: probes first, then the longest path, then the most headers.
-func routes(paths []v1alpha1.HTTPIngressPath, resolve Resolver) []Route {
+func routes(paths []v1alpha1.HTTPIngressPath, to destinations, hash string) []Route {
 	sorted := slices.Clone(paths)
 	slices.SortStableFunc(sorted, func(a, b v1alpha1.HTTPIngressPath) int {
 		return cmp.Or(
@@ -207,12 +241,16 @@ func routes(paths []v1alpha1.HTTPIngressPath, resolve Resolver) []Route {
 	})
 	out := make([]Route, 0, len(sorted))
 	for _, p := range sorted {
-		out = append(out, route(p, resolve))
+		r := route(p, to)
+		if isProbe(p) {
+			r.Hash = hash
+		}
+		out = append(out, r)
 	}
 	return out
 }
 
-func route(p v1alpha1.HTTPIngressPath, resolve Resolver) Route {
+func route(p v1alpha1.HTTPIngressPath, to destinations) Route {
 	r := Route{Path: cmp.Or(p.Path, "/"), RewriteHost: p.RewriteHost}
 	match := make(map[string]string, len(p.Headers))
 	for name, m := range p.Headers {
@@ -223,15 +261,73 @@ func route(p v1alpha1.HTTPIngressPath, resolve Resolver) Route {
 		if s.Percent == 0 {
 			continue
 		}
-		key := service(s)
-		protocol, _ := resolve(key)
 		r.Splits = append(r.Splits, Split{
-			Cluster: Cluster{Namespace: key.Namespace, Revision: key.Name, Protocol: protocol},
+			Cluster: to[backendOf(s)],
 			Weight:  uint32(s.Percent),
 			Set:     headers(p.AppendHeaders, s.AppendHeaders),
 		})
 	}
 	return r
+}
+
+// acmePath is where a certificate authority looks for the answer to its
+// challenge, by plain HTTP: before there is a certificate, nothing else works.
+const acmePath = "/.well-known/acme-challenge/"
+
+// redirected returns those of routes that must go on by plain HTTP, the probe's
+// and the ACME challenges', and one that redirects all else.
+func redirected(routes []Route) []Route {
+	var out []Route
+	for _, r := range routes {
+		if r.Hash != "" || strings.HasPrefix(r.Path, acmePath) {
+			out = append(out, r)
+		}
+	}
+	return append(out, Route{Path: "/", Redirect: true})
+}
+
+// backend is a Service and one of its ports.
+type backend struct {
+	service types.NamespacedName
+	port    intstr.IntOrString
+}
+
+func backendOf(s v1alpha1.IngressBackendSplit) backend { return backend{service(s), s.ServicePort} }
+
+// destinations are the clusters of backends.
+type destinations map[backend]Cluster
+
+// resolve returns where ing's splits lead. One without a share of the traffic
+// must be there as well: it is about to get one.
+func resolve(ing *v1alpha1.Ingress, w World) (destinations, *Refusal) {
+	out := destinations{}
+	var missing []string
+	for _, rule := range ing.Spec.Rules {
+		for _, p := range rule.HTTP.Paths {
+			for _, s := range p.Splits {
+				to := backendOf(s)
+				b, ok := w.Backend(to.service)
+				if !ok {
+					missing = append(missing, to.service.Name)
+					continue
+				}
+				c, err := w.Gateway.cluster(to.service, b, to.port)
+				if err != nil {
+					return nil, refuse(ReasonNoBackend, "%v", err)
+				}
+				out[to] = c
+			}
+		}
+	}
+	slices.Sort(missing)
+	switch missing = slices.Compact(missing); len(missing) {
+	case 0:
+		return out, nil
+	case 1:
+		return nil, refuse(ReasonNoBackend, "there is no backend service %s", missing[0])
+	default:
+		return nil, refuse(ReasonNoBackend, "there are no backend services %s", strings.Join(missing, ", "))
+	}
 }
 
 func service(s v1alpha1.IngressBackendSplit) types.NamespacedName {
@@ -258,31 +354,46 @@ func isProbe(p v1alpha1.HTTPIngressPath) bool {
 	return p.Headers[header.HashKey].Exact == header.HashValueOverride
 }
 
-// probes returns one probe for each listener that serves ing, by the most
-// general path of the first rule there.
-func probes(ing *v1alpha1.Ingress) []Probe {
-	var external, internal []Probe
+// probes returns one probe for each door of ing, by the most general path of the
+// first rule there.
+func probes(ing *v1alpha1.Ingress, to destinations, certificates []Certificate) []Probe {
+	var external, secure, internal []Probe
 	for _, rule := range ing.Spec.Rules {
-		general := slices.MinFunc(rule.HTTP.Paths, func(a, b v1alpha1.HTTPIngressPath) int {
-			return cmp.Or(cmp.Compare(len(a.Headers), len(b.Headers)), cmp.Compare(len(a.Path), len(b.Path)))
-		})
-		match := make(map[string]string, len(general.Headers))
-		for name, m := range general.Headers {
-			match[name] = cmp.Or(m.Exact, "any")
-		}
-		p := Probe{
-			Host:    strings.ToLower(rule.Hosts[0]),
-			Path:    path.Join("/", general.Path, "healthz"),
-			Headers: headers(match),
-		}
-		if rule.Visibility == v1alpha1.IngressVisibilityExternalIP {
-			external = append(external, p)
-		} else {
-			p.Internal = true
+		p := probe(rule, to)
+		if rule.Visibility != v1alpha1.IngressVisibilityExternalIP {
+			p.Door = Internal
 			internal = append(internal, p)
+			continue
+		}
+		p.Door = External
+		external = append(external, p)
+		if len(certificates) > 0 {
+			// A name that has a certificate, which rule's first need not have.
+			p.Door, p.Host = Secure, certificates[0].Hosts[0]
+			if slices.ContainsFunc(rule.Hosts, func(h string) bool { return strings.ToLower(h) == p.Host }) {
+				secure = append(secure, p)
+			}
 		}
 	}
-	return append(external[:min(1, len(external))], internal[:min(1, len(internal))]...)
+	return slices.Concat(external[:min(1, len(external))], secure[:min(1, len(secure))], internal[:min(1, len(internal))])
+}
+
+func probe(rule v1alpha1.IngressRule, to destinations) Probe {
+	general := slices.MinFunc(rule.HTTP.Paths, func(a, b v1alpha1.HTTPIngressPath) int {
+		return cmp.Or(cmp.Compare(len(a.Headers), len(b.Headers)), cmp.Compare(len(a.Path), len(b.Path)))
+	})
+	match := make(map[string]string, len(general.Headers))
+	for name, m := range general.Headers {
+		match[name] = cmp.Or(m.Exact, "any")
+	}
+	return Probe{
+		Host:    strings.ToLower(rule.Hosts[0]),
+		Path:    path.Join("/", general.Path, "healthz"),
+		Headers: headers(match),
+		Inner: slices.ContainsFunc(general.Splits, func(s v1alpha1.IngressBackendSplit) bool {
+			return to[backendOf(s)].Kind == Self
+		}),
+	}
 }
 
 func boolInt(b bool) int {

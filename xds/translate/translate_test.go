@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,8 +18,31 @@ var update = flag.Bool("update", false, "rewrite testdata/out and delete what is
 
 // golden is a file of testdata/in. All backends are in the KIngress's namespace.
 type golden struct {
-	Backends map[string]Protocol `json:"backends"`
-	Ingress  v1alpha1.Ingress    `json:"ingress"`
+	Backends map[string]Backend `json:"backends"`
+	// Secrets are the certificates that there are.
+	Secrets []string         `json:"secrets"`
+	Gateway *Gateway         `json:"gateway"`
+	Ingress v1alpha1.Ingress `json:"ingress"`
+}
+
+func (g golden) world() World {
+	w := World{
+		Gateway: Gateway{InternalDomain: "internal.wisp-system.svc.cluster.local", InternalAddress: "127.0.0.1:8081", TLS: true},
+		Backend: func(s types.NamespacedName) (Backend, bool) {
+			b, ok := g.Backends[s.Name]
+			return b, ok && s.Namespace == g.Ingress.Namespace
+		},
+		Certificate: func(s types.NamespacedName) *Refusal {
+			if s.Namespace == g.Ingress.Namespace && slices.Contains(g.Secrets, s.Name) {
+				return nil
+			}
+			return refuse(ReasonCertificate, "secret %s: there is none", s)
+		},
+	}
+	if g.Gateway != nil {
+		w.Gateway = *g.Gateway
+	}
+	return w
 }
 
 // result is a file of testdata/out.
@@ -67,10 +91,7 @@ func translateFile(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	before := in.Ingress.DeepCopy()
-	got, refusal := Translate(&in.Ingress, func(s types.NamespacedName) (Protocol, bool) {
-		p, ok := in.Backends[s.Name]
-		return p, ok && s.Namespace == in.Ingress.Namespace
-	})
+	got, refusal := Translate(&in.Ingress, in.world())
 	if diff := cmp.Diff(before, &in.Ingress); diff != "" {
 		t.Errorf("the KIngress was changed (-before +after):\n%s", diff)
 	}
@@ -106,7 +127,7 @@ func compare(t *testing.T, path string, got []byte) {
 }
 
 func TestClusters(t *testing.T) {
-	a, b := Cluster{"ns", "a", HTTP1}, Cluster{"ns", "b", H2C}
+	a, b := Cluster{Kind: Revision, Namespace: "ns", Service: "a", Protocol: HTTP1}, Cluster{Kind: Revision, Namespace: "ns", Service: "b", Protocol: H2C}
 	leading := func(to ...Cluster) VirtualHost {
 		vh := VirtualHost{}
 		for _, c := range to {
@@ -114,7 +135,7 @@ func TestClusters(t *testing.T) {
 		}
 		return vh
 	}
-	got := Ingress{External: []VirtualHost{leading(b, a)}, Internal: []VirtualHost{leading(a)}}.Clusters()
+	got := Ingress{Internal: []VirtualHost{leading(b, a), leading(a)}}.Clusters()
 	if diff := cmp.Diff([]Cluster{a, b}, got); diff != "" {
 		t.Errorf("clusters (-want +got):\n%s", diff)
 	}

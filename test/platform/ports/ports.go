@@ -25,9 +25,10 @@ type Ports struct {
 	// Webhook is Knative's webhook, KnativeHealth its controller's probe port.
 	Webhook       int `json:"webhook"`
 	KnativeHealth int `json:"knative-health"`
-	// Gateway takes requests for external hosts, GatewayInternal those for
-	// cluster-local ones.
+	// Gateway takes requests for external hosts, GatewayTLS the same by HTTPS,
+	// GatewayInternal those for cluster-local ones.
 	Gateway         int `json:"gateway"`
+	GatewayTLS      int `json:"gateway-tls"`
 	GatewayInternal int `json:"gateway-internal"`
 	EnvoyAdmin      int `json:"envoy-admin"`
 	GatewayHealth   int `json:"gateway-health"`
@@ -44,7 +45,7 @@ func Default() Ports {
 		Etcd: 2379, EtcdPeer: 2380, APIServer: 6443,
 		ControllerManager: 10257, Scheduler: 10259, Registry: 5000,
 		Webhook: 9443, KnativeHealth: 9442,
-		Gateway: 8080, GatewayInternal: 8081, EnvoyAdmin: 9901,
+		Gateway: 8080, GatewayTLS: 8443, GatewayInternal: 8081, EnvoyAdmin: 9901,
 		GatewayHealth: 9450, NodeHealth: 9440,
 		AutoscalerHealth: 9461, AutoscalerStats: 9460,
 	}
@@ -68,6 +69,7 @@ func (p *Ports) Settings() []Setting {
 		{"webhook", &p.Webhook},
 		{"knative-health", &p.KnativeHealth},
 		{"gateway", &p.Gateway},
+		{"gateway-tls", &p.GatewayTLS},
 		{"gateway-internal", &p.GatewayInternal},
 		{"envoy-admin", &p.EnvoyAdmin},
 		{"gateway-health", &p.GatewayHealth},

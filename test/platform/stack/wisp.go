@@ -84,6 +84,8 @@ func (s *Stack) gatewayConfig() config.Gateway {
 	c.HealthAddress = s.local(s.cfg.Ports.GatewayHealth)
 	c.XDSSocket = filepath.Join(s.socket, "xds.sock")
 	c.Envoy.HTTPAddress = s.local(s.cfg.Ports.Gateway)
+	c.Envoy.HTTPSAddress = s.local(s.cfg.Ports.GatewayTLS)
+	c.Envoy.HTTPSPort = uint16(s.cfg.Ports.GatewayTLS)
 	c.Envoy.InternalAddress = s.local(s.cfg.Ports.GatewayInternal)
 	c.Envoy.AdminAddress = s.local(s.cfg.Ports.EnvoyAdmin)
 	return c

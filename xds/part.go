@@ -1,0 +1,90 @@
+package xds
+
+import (
+	"fmt"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"github.com/wisp-serving/wisp/xds/build"
+	"github.com/wisp-serving/wisp/xds/snapshot"
+	"github.com/wisp-serving/wisp/xds/translate"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// part is one KIngress.
+type part struct {
+	uid        types.UID
+	generation int64
+	created    time.Time
+	// services and secrets are what it names.
+	services, secrets []types.NamespacedName
+	// good is the last translation that succeeded, or nil. It stays in use while
+	// a newer one is refused.
+	// See RATIONALE.md "Why does a refused KIngress keep its last routes?".
+	good *form
+	// refusal is why the KIngress as it is now isn't served, or nil.
+	refusal *translate.Refusal
+	// conflict is why another KIngress is served in its place, or nil.
+	conflict *translate.Refusal
+}
+
+// form is a translated KIngress with its messages, which are built once. It is
+// never changed.
+type form struct {
+	ingress translate.Ingress
+	vhosts  map[translate.Door][]*routev3.VirtualHost
+	chains  []*listenerv3.FilterChain
+	secrets []snapshot.Resource
+}
+
+// newForm builds ing's messages. It finds what Envoy would refuse, such as a
+// header name with a space, while it is still known whose it is.
+func newForm(ing translate.Ingress, httpsPort uint32, secrets []snapshot.Resource) (*form, error) {
+	f := &form{ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets}
+	for door, vhosts := range map[translate.Door][]translate.VirtualHost{
+		translate.External: ing.External,
+		translate.Secure:   ing.Secure,
+		translate.Internal: ing.Internal,
+	} {
+		for _, vh := range vhosts {
+			built := build.VirtualHost(vh, httpsPort)
+			if err := built.ValidateAll(); err != nil {
+				return nil, fmt.Errorf("virtual host %s: %w", built.GetName(), err)
+			}
+			f.vhosts[door] = append(f.vhosts[door], built)
+		}
+	}
+	for _, c := range ing.Certificates {
+		f.chains = append(f.chains, build.Chain(c))
+	}
+	return f, nil
+}
+
+// whyNot returns why a KIngress isn't served as it is now, or nil.
+func (p *part) whyNot() *translate.Refusal {
+	if p.refusal != nil {
+		return p.refusal
+	}
+	return p.conflict
+}
+
+// index tells which KIngresses name a thing.
+type index map[types.NamespacedName]map[types.NamespacedName]bool
+
+func (i index) add(things []types.NamespacedName, by types.NamespacedName) {
+	for _, thing := range things {
+		if i[thing] == nil {
+			i[thing] = map[types.NamespacedName]bool{}
+		}
+		i[thing][by] = true
+	}
+}
+
+func (i index) remove(things []types.NamespacedName, by types.NamespacedName) {
+	for _, thing := range things {
+		if delete(i[thing], by); len(i[thing]) == 0 {
+			delete(i, thing)
+		}
+	}
+}

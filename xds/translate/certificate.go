@@ -1,0 +1,95 @@
+package translate
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+)
+
+func secret(ing *v1alpha1.Ingress, t v1alpha1.IngressTLS) types.NamespacedName {
+	return types.NamespacedName{Namespace: cmp.Or(t.SecretNamespace, ing.Namespace), Name: t.SecretName}
+}
+
+// checkTLS returns why ing's certificates can't be served.
+func checkTLS(ing *v1alpha1.Ingress, w World) *Refusal {
+	if len(ing.Spec.TLS) > 0 && !w.Gateway.TLS {
+		return refuse(ReasonNotSupported, "spec.tls is set, and the gateway's setting envoy.httpsAddress is empty")
+	}
+	for i, t := range ing.Spec.TLS {
+		key := secret(ing, t)
+		if key.Namespace != ing.Namespace {
+			return refuse(ReasonInvalid, "spec.tls[%d].secretNamespace = %s, must be the ingress's own: %s", i, key.Namespace, ing.Namespace)
+		}
+		if h, ok := localHost(ing, t); ok {
+			return refuse(ReasonNotSupported, "spec.tls[%d].hosts has the cluster-local %s, and this gateway serves no TLS there: turn cluster-local-domain-tls off in config-network", i, h)
+		}
+		if r := w.Certificate(key); r != nil {
+			return r
+		}
+	}
+	if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected && len(certificates(ing)) == 0 {
+		return refuse(ReasonNotSupported, "spec.httpOption = %s, and spec.tls has no certificate for any host to redirect to", ing.Spec.HTTPOption)
+	}
+	return nil
+}
+
+// localHost returns the first of t's hosts that only cluster-local rules have.
+func localHost(ing *v1alpha1.Ingress, t v1alpha1.IngressTLS) (string, bool) {
+	for _, h := range t.Hosts {
+		h = strings.ToLower(h)
+		if slices.Contains(hosts(ing, v1alpha1.IngressVisibilityClusterLocal), h) && !slices.Contains(hosts(ing, v1alpha1.IngressVisibilityExternalIP), h) {
+			return h, true
+		}
+	}
+	return "", false
+}
+
+// hosts returns the hosts of ing's rules of one visibility, in lower case.
+func hosts(ing *v1alpha1.Ingress, v v1alpha1.IngressVisibility) []string {
+	var out []string
+	for _, rule := range ing.Spec.Rules {
+		if rule.Visibility != v {
+			continue
+		}
+		for _, h := range rule.Hosts {
+			out = append(out, strings.ToLower(h))
+		}
+	}
+	return out
+}
+
+// certificates returns for each external host the first certificate of ing that
+// is for it. So a name that clients ask for is never more than ing's own hosts,
+// whatever a certificate covers.
+func certificates(ing *v1alpha1.Ingress) []Certificate {
+	taken := map[string]bool{}
+	var out []Certificate
+	for _, t := range ing.Spec.TLS {
+		c := Certificate{Secret: secret(ing, t)}
+		for _, h := range hosts(ing, v1alpha1.IngressVisibilityExternalIP) {
+			if !taken[h] && covers(t.Hosts, h) {
+				taken[h] = true
+				c.Hosts = append(c.Hosts, h)
+			}
+		}
+		if len(c.Hosts) > 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// covers reports whether a certificate is for host. Without hosts it is for all.
+func covers(hosts []string, host string) bool {
+	if len(hosts) == 0 {
+		return true
+	}
+	_, parent, _ := strings.Cut(host, ".")
+	return slices.ContainsFunc(hosts, func(h string) bool {
+		h = strings.ToLower(h)
+		return h == host || h == "*."+parent
+	})
+}
