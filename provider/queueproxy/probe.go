@@ -1,0 +1,60 @@
+package queueproxy
+
+import (
+	"io"
+	"net/http"
+	"strings"
+
+	netheader "knative.dev/networking/pkg/http/header"
+	"knative.dev/serving/pkg/queue"
+)
+
+// answerProbe answers what asks for the pod's health instead of its function,
+// and reports whether it did: a kubelet's probe, one of Knative's activator or
+// autoscaler, and the gateway's. None reaches the function, none counts (serving
+// pkg/queue/health/handler.go, pkg network/handlers/drain.go).
+func (p *Proxy) answerProbe(w http.ResponseWriter, r *http.Request) bool {
+	value := netheader.GetKnativeProbeValue(r)
+	if value == "" && !asksForHealth(r.UserAgent()) {
+		return false
+	}
+	switch {
+	case p.draining.Load():
+		http.Error(w, "shutting down", http.StatusServiceUnavailable)
+	case value == netheader.ProbeValue:
+		answerGateway(w, r)
+	case value == queue.Name:
+		p.answerHealth(w, r)
+	default:
+		http.Error(w, "unexpected probe header value: "+value, http.StatusBadRequest)
+	}
+	return true
+}
+
+// asksForHealth is whether a client of this name sends nothing but probes.
+func asksForHealth(userAgent string) bool {
+	return strings.HasPrefix(userAgent, netheader.KubeProbeUAPrefix) ||
+		strings.HasPrefix(userAgent, netheader.ActivatorUserAgent) ||
+		strings.HasPrefix(userAgent, netheader.AutoscalingUserAgent)
+}
+
+// answerGateway proves to a gateway that its configuration leads here.
+func answerGateway(w http.ResponseWriter, r *http.Request) {
+	hash := r.Header.Get(netheader.HashKey)
+	if hash == "" {
+		http.Error(w, "the probe has no "+netheader.HashKey+" header", http.StatusBadRequest)
+		return
+	}
+	w.Header().Set(netheader.HashKey, hash)
+	w.WriteHeader(http.StatusOK)
+}
+
+func (p *Proxy) answerHealth(w http.ResponseWriter, r *http.Request) {
+	if p.cfg.Ready != nil {
+		if err := p.cfg.Ready(r.Context()); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+	}
+	_, _ = io.WriteString(w, queue.Name)
+}
