@@ -4,12 +4,19 @@ import (
 	"context"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/autoscaler/metrics"
 )
 
-// startAgainAfter is how long after a start that failed another request may
-// try the next one. A broken function must not cost a start per request.
+// startAgainAfter is how long after a start that failed the next one may be
+// tried. A broken function must not cost a start per request.
 const startAgainAfter = time.Second
+
+// reasonCordoned is what a request waits for on a node that starts nothing.
+const reasonCordoned = "this node is cordoned: it starts nothing ahead of its pod"
+
+// mayStart is whether functions start here ahead of their Pods.
+func (a *Activator) mayStart() bool { return !a.draining.Load() && a.cfg.MayStart() }
 
 // activate asks for the revision twice: of the autoscaler, by a stat sent at
 // once, and of this node, by an early start. It returns without waiting; the
@@ -20,6 +27,12 @@ func (a *Activator) activate(revision Revision, e *entry) {
 	if !e.starting.CompareAndSwap(false, true) {
 		return
 	}
+	if !a.mayStart() {
+		e.because(reasonCordoned)
+		e.starting.Store(false)
+		a.poke(revision, e)
+		return
+	}
 	ctx, ok := a.beginStart()
 	if !ok {
 		e.starting.Store(false)
@@ -28,27 +41,57 @@ func (a *Activator) activate(revision Revision, e *entry) {
 	go func() {
 		defer a.starts.Done()
 		defer e.starting.Store(false)
-		a.start(ctx, revision)
+		a.start(ctx, revision, e)
 	}()
-	// The start is on the request's path and the stat isn't: in this order,
-	// the start runs while the stat is marshalled.
-	a.cfg.Report([]metrics.StatMessage{e.load.poke(revision.NamespacedName, a.cfg.NodeName)})
+	if revision.PodAfter == 0 {
+		// The start is on the request's path and the stat isn't: in this order,
+		// the start runs while the stat is marshalled.
+		a.poke(revision, e)
+	}
 }
 
-func (a *Activator) start(ctx context.Context, revision Revision) {
+func (a *Activator) start(ctx context.Context, revision Revision, e *entry) {
 	began := time.Now()
 	err := a.cfg.StartEarly(ctx, revision)
 	if err == nil {
+		e.reason.Store(nil)
 		a.cfg.Log.Infow("function started ahead of its pod", "key", revision.String(), "took", time.Since(began))
 		return
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	a.cfg.Log.Infow("the request waits for a pod: no early start", "key", revision.String(), "error", err)
+	if e.because(err.Error()) {
+		a.cfg.Log.Infow("the request waits for a pod: no early start", "key", revision.String(), "error", err)
+	}
+	if revision.PodAfter > 0 {
+		e.load.demand.hurry() // somebody waits for the Pod
+		a.poke(revision, e)
+	}
 	select {
 	case <-time.After(startAgainAfter):
 	case <-ctx.Done():
+	}
+}
+
+// because keeps why a start failed and reports whether that is news.
+func (e *entry) because(reason string) bool {
+	before := e.reason.Swap(&reason)
+	return before == nil || *before != reason
+}
+
+// poke tells the autoscaler of a request for which nothing runs, once until the
+// next report. What another node has sent, that node tells.
+func (a *Activator) poke(revision Revision, e *entry) {
+	if stat, ok := e.load.poke(revision.NamespacedName, a.cfg.NodeName); ok {
+		a.cfg.Report([]metrics.StatMessage{stat})
+	}
+}
+
+// wake activates a revision for which requests wait that no target is left for.
+func (a *Activator) wake(key types.NamespacedName, e *entry) {
+	if revision, ok := a.cfg.Revisions.Get(key); ok {
+		a.activate(revision, e)
 	}
 }
 

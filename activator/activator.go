@@ -4,7 +4,11 @@
 // It knows no wasm and no Kubernetes objects. Whoever runs functions (the
 // provider) adds and removes targets, each an http.Handler; the activator calls
 // the Config's StartEarly when a request meets a revision without one. What a
-// revision is (its limits, whether it exists) it asks of Revisions.
+// revision is (its limits, whether it exists) it asks of Revisions, and what
+// there is of it on other nodes it is told by SetElsewhere.
+//
+// A request goes to a function on this node, else to a node with a ready pod,
+// else it starts the function here. What another node has sent goes no further.
 //
 // It plays the part of two of Knative's processes: the activator, which holds
 // requests for revisions without pods, and the queue-proxy in each pod, which
@@ -33,8 +37,12 @@ import (
 )
 
 // DefaultQueueDepth is how many requests may wait for one revision, as in
-// Knative's activator (serving pkg/activator/net/throttler.go).
-const DefaultQueueDepth = 10_000
+// Knative's activator (serving pkg/activator/net/throttler.go), and
+// DefaultQueueBytes how much memory they may hold together.
+const (
+	DefaultQueueDepth = 10_000
+	DefaultQueueBytes = 256 << 20
+)
 
 // Revision is what the request path must know of a revision.
 type Revision struct {
@@ -45,6 +53,8 @@ type Revision struct {
 	Concurrency int
 	// Timeout is spec.timeoutSeconds: the longest that a request may take.
 	Timeout time.Duration
+	// PodAfter is how long demand must last before a Pod is asked for.
+	PodAfter time.Duration
 }
 
 // Revisions tells which revisions exist. It must answer without blocking.
@@ -52,7 +62,8 @@ type Revisions interface {
 	Get(types.NamespacedName) (Revision, bool)
 }
 
-// Config is what New needs. All fields but QueueDepth are required.
+// Config is what New needs. All fields are required but those that say what nil
+// or 0 means.
 type Config struct {
 	// Addr is the host:port to listen on; HTTP/1.1 and h2c share it.
 	Addr string
@@ -66,9 +77,21 @@ type Config struct {
 	// Report takes one second's stats, or a single one at once when a request
 	// meets a revision without targets. It must not block.
 	Report func([]metrics.StatMessage)
+	// MayStart is whether functions may start here ahead of their Pods: not where
+	// the node is cordoned. Nil stands for always. It must answer without blocking.
+	MayStart func() bool
+	// Next returns the host:port of the other node that is the first to start the
+	// revision, empty if there is none. It must answer without blocking. Nil stands
+	// for no other node.
+	Next func(types.NamespacedName) string
+	// Refusal returns why Kubernetes runs no pod of the revision now, empty if it
+	// hasn't said so. It must answer without blocking. Nil stands for nothing said.
+	Refusal func(types.NamespacedName) string
 	// QueueDepth is how many requests may wait per revision; 0 means
-	// DefaultQueueDepth.
+	// DefaultQueueDepth. QueueBytes is how much memory they may hold together; 0
+	// means DefaultQueueBytes.
 	QueueDepth int
+	QueueBytes int64
 	// QueueTimeout bounds how long a request may wait for a slot.
 	QueueTimeout time.Duration
 	// DrainTimeout bounds how long Run waits for running requests at its end.
@@ -84,8 +107,8 @@ func (c Config) validate() error {
 		return errors.New("activator: NodeName is empty")
 	case c.Revisions == nil, c.StartEarly == nil, c.Report == nil, c.Log == nil:
 		return errors.New("activator: Revisions, StartEarly, Report and Log must be set")
-	case c.QueueDepth < 0:
-		return fmt.Errorf("activator: QueueDepth = %d, must not be negative", c.QueueDepth)
+	case c.QueueDepth < 0, c.QueueBytes < 0:
+		return fmt.Errorf("activator: QueueDepth = %d, QueueBytes = %d, must not be negative", c.QueueDepth, c.QueueBytes)
 	case c.QueueTimeout <= 0, c.DrainTimeout <= 0:
 		return errors.New("activator: QueueTimeout and DrainTimeout must be above 0")
 	}
@@ -95,8 +118,11 @@ func (c Config) validate() error {
 // Activator serves the requests of all revisions on this node. Its methods are
 // safe for concurrent use.
 type Activator struct {
-	cfg   Config
-	ready chan struct{}
+	cfg     Config
+	forward *forwarder
+	ready   chan struct{}
+	// draining is whether Run is coming to its end.
+	draining atomic.Bool
 
 	mu        sync.RWMutex
 	revisions map[types.NamespacedName]*entry
@@ -112,6 +138,8 @@ type entry struct {
 	slots    *slots
 	load     *load
 	starting atomic.Bool
+	// reason is why the latest start failed, nil after one that didn't.
+	reason atomic.Pointer[string]
 }
 
 // New checks cfg. It starts nothing.
@@ -122,8 +150,21 @@ func New(cfg Config) (*Activator, error) {
 	if cfg.QueueDepth == 0 {
 		cfg.QueueDepth = DefaultQueueDepth
 	}
+	if cfg.QueueBytes == 0 {
+		cfg.QueueBytes = DefaultQueueBytes
+	}
+	if cfg.MayStart == nil {
+		cfg.MayStart = func() bool { return true }
+	}
+	if cfg.Next == nil {
+		cfg.Next = func(types.NamespacedName) string { return "" }
+	}
+	if cfg.Refusal == nil {
+		cfg.Refusal = func(types.NamespacedName) string { return "" }
+	}
 	return &Activator{
 		cfg:       cfg,
+		forward:   newForwarder(cfg.Log),
 		ready:     make(chan struct{}),
 		revisions: make(map[types.NamespacedName]*entry),
 	}, nil
@@ -132,29 +173,47 @@ func New(cfg Config) (*Activator, error) {
 // Ready is closed when requests are being served.
 func (a *Activator) Ready() <-chan struct{} { return a.ready }
 
-// Add makes h a target of the revision: it takes up to concurrency requests at
-// a time (0: any number), from now until Remove. Requests that wait get it at
-// once. Adding an id again replaces its handler.
+// Add makes h, which has a Pod, a target of the revision: it takes up to
+// concurrency requests at a time (0: any number), from now until Remove. Requests
+// that wait get it at once. Adding an id again replaces its handler.
 func (a *Activator) Add(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler) {
-	a.entry(revision).slots.add(id, concurrency, h)
+	a.entry(revision).slots.add(id, concurrency, h, false)
+}
+
+// AddEarly is Add for a function that has no Pod yet. Adopted says that it has
+// one now.
+func (a *Activator) AddEarly(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler) {
+	a.entry(revision).slots.add(id, concurrency, h, true)
+}
+
+// Adopted says that a target which was added early has a Pod now.
+func (a *Activator) Adopted(revision types.NamespacedName, id types.UID) {
+	a.entry(revision).slots.adopted(id)
+}
+
+// SetElsewhere says which other nodes have ready pods of the revision: their
+// host:port, and how many requests each takes at a time (0: any number).
+func (a *Activator) SetElsewhere(revision types.NamespacedName, nodes map[string]int) {
+	e := a.entry(revision)
+	if e.slots.setElsewhere(nodes) {
+		a.wake(revision, e)
+	}
+	if _, exists := a.cfg.Revisions.Get(revision); !exists && len(nodes) == 0 {
+		a.Forget(revision) // its last pod outlived it
+	}
 }
 
 // Remove takes the target away: it gets no new request. Requests that have it
 // go on, and the channel is closed when the last one has ended; ending them
 // earlier is the target's owner's affair. An unknown id has none.
 func (a *Activator) Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{}) {
-	a.mu.RLock()
-	e := a.revisions[revision]
-	a.mu.RUnlock()
-	if e == nil {
+	e, ok := a.lookUp(revision)
+	if !ok {
 		return closed()
 	}
 	drained, cold := e.slots.remove(id)
-	if !cold {
-		return drained
-	}
-	if r, ok := a.cfg.Revisions.Get(revision); ok {
-		a.activate(r, e)
+	if cold {
+		a.wake(revision, e)
 	}
 	return drained
 }
@@ -181,6 +240,7 @@ func (a *Activator) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-ctx.Done()
+		a.draining.Store(true)
 		return a.drain(context.WithoutCancel(ctx), srv)
 	})
 	g.Go(func() error {
@@ -191,6 +251,7 @@ func (a *Activator) Run(ctx context.Context) error {
 	err = g.Wait()
 	stopStarts()
 	a.joinStarts()
+	a.forward.close()
 	return err
 }
 
@@ -219,17 +280,23 @@ func newServer(h http.Handler, log *zap.SugaredLogger) *http.Server {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
+		HTTP2:             &http.HTTP2Config{MaxReceiveBufferPerStream: streamBuffer},
 		// What peers do wrong, they could do without end.
 		ErrorLog: stdlog.New(&zapio.Writer{Log: log.Desugar(), Level: zap.DebugLevel}, "", 0),
 	}
 }
 
+// lookUp returns the revision's entry, if there is one.
+func (a *Activator) lookUp(key types.NamespacedName) (*entry, bool) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	e, ok := a.revisions[key]
+	return e, ok
+}
+
 // entry returns the revision's entry, made if need be.
 func (a *Activator) entry(key types.NamespacedName) *entry {
-	a.mu.RLock()
-	e := a.revisions[key]
-	a.mu.RUnlock()
-	if e != nil {
+	if e, ok := a.lookUp(key); ok {
 		return e
 	}
 	a.mu.Lock()
@@ -237,7 +304,7 @@ func (a *Activator) entry(key types.NamespacedName) *entry {
 	if e := a.revisions[key]; e != nil {
 		return e
 	}
-	e = &entry{slots: newSlots(a.cfg.QueueDepth), load: newLoad(time.Now())}
+	e := &entry{slots: newSlots(queueLimits{a.cfg.QueueDepth, a.cfg.QueueBytes}), load: newLoad(time.Now())}
 	a.revisions[key] = e
 	return e
 }

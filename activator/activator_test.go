@@ -182,7 +182,7 @@ func TestProbeEchoesTheHashAndStartsNothing(t *testing.T) {
 	if status != http.StatusOK || header.Get(netheader.HashKey) != "h1" {
 		t.Fatalf("got %d with hash %q, want 200 with h1", status, header.Get(netheader.HashKey))
 	}
-	if stats := b.Activator.stats(time.Now()); len(stats) != 0 {
+	if stats, _ := b.Activator.stats(time.Now()); len(stats) != 0 {
 		t.Errorf("the probe was counted: %v", stats)
 	}
 	select {
@@ -235,7 +235,7 @@ func TestColdBurstStartsOnce(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, func() bool { _, waiting := b.entry(sortKey).slots.occupancy(); return waiting == burst })
+	waitFor(t, func() bool { return b.entry(sortKey).slots.occupancy().waiting == burst })
 	close(release)
 	all.Wait()
 	if n := len(b.starts); n != 1 {
@@ -289,7 +289,7 @@ func TestRequestStartsTheFunctionAgainWhenItsTargetGoes(t *testing.T) {
 	go send()
 	<-inside
 	go send()
-	waitFor(t, func() bool { _, waiting := b.entry(sortKey).slots.occupancy(); return waiting == 1 })
+	waitFor(t, func() bool { return b.entry(sortKey).slots.occupancy().waiting == 1 })
 	b.Remove(sortKey, "pod")
 	if status := <-answers; status != http.StatusOK {
 		t.Errorf("got %d for the request in line, want 200 from a new start", status)

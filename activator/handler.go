@@ -27,24 +27,60 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "revision "+key.String()+" does not exist", http.StatusNotFound)
 		return
 	}
+	sent := r.Header.Get(netheader.ProxyKey) != "" // by another node, which counts it
 	hideIdentity(r)
 
 	e := a.entry(key)
 	now := time.Now()
-	defer e.load.begin(now).end()
+	defer e.load.begin(now, sent).end()
 
 	deadline := now.Add(revision.Timeout)
 	ctx, cancel := context.WithDeadline(r.Context(), deadline)
 	defer cancel()
 	defer bound(w, deadline.Add(lastWords))()
-	t, err := a.slot(ctx, revision, e)
-	if err != nil {
-		a.refuse(w, r, key, err)
-		return
+	a.serve(w, r.WithContext(ctx), call{revision: revision, entry: e, local: sent})
+}
+
+// call is a request's way through the node.
+type call struct {
+	revision Revision
+	entry    *entry
+	// local is whether only functions of this node may take it.
+	local bool
+	// stay is whether it waits here rather than start its revision elsewhere.
+	stay bool
+}
+
+// serve brings the request to a target, and to another if a node can't be
+// reached.
+func (a *Activator) serve(w http.ResponseWriter, r *http.Request, c call) {
+	for {
+		t, err := a.slot(r, c)
+		if err != nil {
+			a.refuse(w, r, c, err)
+			return
+		}
+		if a.hand(w, r, c, t) {
+			return
+		}
+		c.stay = true
 	}
+}
+
+// hand gives the request to the target, and the slot back. It returns false if
+// the target is a node that can't be reached: nothing of the request has left.
+func (a *Activator) hand(w http.ResponseWriter, r *http.Request, c call, t *target) bool {
 	// Deferred, so that a handler's panic gives the slot back too.
-	defer e.slots.release(t)
-	t.handler.ServeHTTP(w, r.WithContext(ctx))
+	defer c.entry.slots.release(t)
+	if t.handler != nil {
+		t.handler.ServeHTTP(w, r)
+		return true
+	}
+	if a.forward.forward(w, r, c.revision.NamespacedName, t.address) {
+		return true
+	}
+	c.entry.slots.suspend(t, time.Now().Add(avoidFor))
+	return false
 }
 
 // lastWords is how long after a revision's timeout the answer that says so may
@@ -62,26 +98,97 @@ func bound(w http.ResponseWriter, at time.Time) func() {
 	return func() { _ = c.SetWriteDeadline(time.Time{}) }
 }
 
-// slot takes a slot of the revision, starting its function if none runs here.
-func (a *Activator) slot(ctx context.Context, revision Revision, e *entry) (*target, error) {
-	if t := e.slots.try(); t != nil {
+// slot takes a slot of the revision. If nothing of it runs, its function is
+// started: here, or on another node if this one may not.
+func (a *Activator) slot(r *http.Request, c call) (*target, error) {
+	s := c.entry.slots
+	if t := s.try(c.local); t != nil {
 		return t, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.QueueTimeout)
+	if !a.mayStart() && s.cold(c.local) {
+		if t := a.sendOn(c); t != nil {
+			return t, nil
+		}
+		if a.draining.Load() {
+			return nil, errDraining
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), a.cfg.QueueTimeout)
 	defer cancel()
-	return e.slots.wait(ctx, func() { a.activate(revision, e) })
+	return s.wait(ctx, c.local, held(r), func() { a.activate(c.revision, c.entry) })
+}
+
+// sendOn returns the node that starts the revision in this one's place, nil if
+// the request must stay.
+func (a *Activator) sendOn(c call) *target {
+	if c.local || c.stay {
+		return nil
+	}
+	address := a.cfg.Next(c.revision.NamespacedName)
+	if address == "" {
+		return nil
+	}
+	a.poke(c.revision, c.entry) // the other node leaves the counting to us
+	return &target{address: address, inFlight: 1}
+}
+
+// errDraining says that this node is stopping, and nothing can take the request.
+var errDraining = errors.New("this node is stopping")
+
+// streamBuffer is how much of an HTTP/2 request's body is taken in before the
+// function reads it, and lineBuffer of an HTTP/1.1 one's (net/http reads through
+// a buffer of that size). Both in bytes.
+const (
+	streamBuffer = 256 << 10
+	lineBuffer   = 4 << 10
+)
+
+// held returns how many bytes of this process's memory a request may hold while
+// it waits: its headers, and what is taken in of its body.
+func held(r *http.Request) int64 {
+	n := int64(len(r.RequestURI))
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += int64(len(name) + len(v))
+		}
+	}
+	body := int64(lineBuffer)
+	if r.ProtoMajor == 2 {
+		body = streamBuffer
+	}
+	if r.ContentLength >= 0 {
+		body = min(body, r.ContentLength)
+	}
+	return n + body
 }
 
 // refuse answers a request that got no slot. Statuses are those of Knative's
 // activator (serving pkg/activator/handler/handler.go).
-func (a *Activator) refuse(w http.ResponseWriter, r *http.Request, key types.NamespacedName, err error) {
+func (a *Activator) refuse(w http.ResponseWriter, r *http.Request, c call, err error) {
+	name := "revision " + c.revision.String()
 	switch {
 	case errors.Is(err, errQueueFull):
-		http.Error(w, "revision "+key.String()+" is overloaded: its queue is full", http.StatusServiceUnavailable)
+		http.Error(w, name+" is overloaded: its queue is full", http.StatusServiceUnavailable)
+	case errors.Is(err, errDraining):
+		http.Error(w, name+" has no instance: "+err.Error(), http.StatusServiceUnavailable)
+	case errors.Is(context.Cause(r.Context()), context.DeadlineExceeded):
+		http.Error(w, "request timeout: "+name+" had no instance ready in time"+a.because(c), http.StatusGatewayTimeout)
 	case r.Context().Err() != nil: // the client has gone: nobody reads an answer
 	default:
-		http.Error(w, "revision "+key.String()+" had no instance ready in time", http.StatusServiceUnavailable)
+		http.Error(w, name+" had no instance ready in time"+a.because(c), http.StatusServiceUnavailable)
 	}
+}
+
+// because returns what keeps the revision from running, as the end of a sentence;
+// empty if nobody knows.
+func (a *Activator) because(c call) string {
+	if reason := a.cfg.Refusal(c.revision.NamespacedName); reason != "" {
+		return ": " + reason
+	}
+	if reason := c.entry.reason.Load(); reason != nil {
+		return ": " + *reason
+	}
+	return ""
 }
 
 func identity(r *http.Request) types.NamespacedName {

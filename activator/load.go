@@ -2,6 +2,7 @@ package activator
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -11,37 +12,61 @@ import (
 )
 
 // load counts one revision's requests on this node, from arrival (so that those
-// who wait for a slot count as demand) to answer.
+// who wait for a slot count as demand) to answer. What another node has sent is
+// counted as proxied: that node counts it too.
 type load struct {
-	stats    *netstats.RequestStats
-	inFlight atomic.Int64
+	stats *netstats.RequestStats
+	// own is how many requests are under way that no other node counts, and sent
+	// how many that another does.
+	own, sent atomic.Int64
 	// poked counts requests that were reported ahead and must not be reported
 	// again.
-	poked atomic.Int64
+	poked  atomic.Int64
+	demand demand
 }
 
 func newLoad(now time.Time) *load { return &load{stats: netstats.NewRequestStats(now)} }
 
-// begin counts a request that has arrived; the result's end counts it done.
-func (l *load) begin(now time.Time) *load {
-	l.inFlight.Add(1)
-	l.stats.HandleEvent(netstats.ReqEvent{Time: now, Type: netstats.ReqIn})
-	return l
+// counted is a request that has arrived; end counts it done.
+type counted struct {
+	*load
+	sent bool
 }
 
-func (l *load) end() {
-	l.stats.HandleEvent(netstats.ReqEvent{Time: time.Now(), Type: netstats.ReqOut})
-	l.inFlight.Add(-1)
+// begin counts a request that has arrived; sent is whether by another node.
+func (l *load) begin(now time.Time, sent bool) counted {
+	kind, under := netstats.ReqIn, &l.own
+	if sent {
+		kind, under = netstats.ProxiedIn, &l.sent
+	}
+	under.Add(1)
+	l.stats.HandleEvent(netstats.ReqEvent{Time: now, Type: kind})
+	return counted{l, sent}
 }
 
-// poke returns the stat that wakes the autoscaler: one request, now.
-func (l *load) poke(key types.NamespacedName, node string) metrics.StatMessage {
-	l.poked.Add(1)
+func (c counted) end() {
+	kind, under := netstats.ReqOut, &c.own
+	if c.sent {
+		kind, under = netstats.ProxiedOut, &c.load.sent
+	}
+	c.stats.HandleEvent(netstats.ReqEvent{Time: time.Now(), Type: kind})
+	under.Add(-1)
+}
+
+func (l *load) inFlight() int64 { return l.own.Load() + l.sent.Load() }
+
+// poke returns the stat that wakes the autoscaler: one request, now. It returns
+// false if that was said already since the last report, or if every request is
+// another node's to tell.
+func (l *load) poke(key types.NamespacedName, node string) (metrics.StatMessage, bool) {
+	if l.own.Load() == 0 || !l.poked.CompareAndSwap(0, 1) {
+		return metrics.StatMessage{}, false
+	}
 	return metrics.StatMessage{Key: key, Stat: metrics.Stat{
 		PodName:                   node,
 		AverageConcurrentRequests: 1,
 		RequestCount:              1,
-	}}
+	}}, true
 }
 
 // report returns what happened since the last report and starts anew. What
@@ -50,10 +75,42 @@ func (l *load) report(now time.Time, key types.NamespacedName, node string) metr
 	report := l.stats.Report(now)
 	poked := float64(l.poked.Swap(0))
 	return metrics.StatMessage{Key: key, Stat: metrics.Stat{
-		PodName:                   node,
-		AverageConcurrentRequests: max(report.AverageConcurrency-poked, 0),
-		RequestCount:              max(report.RequestCount-poked, 0),
+		PodName:                          node,
+		AverageConcurrentRequests:        max(report.AverageConcurrency-poked, report.AverageProxiedConcurrency),
+		AverageProxiedConcurrentRequests: report.AverageProxiedConcurrency,
+		RequestCount:                     max(report.RequestCount-poked, report.ProxiedRequestCount),
+		ProxiedRequestCount:              report.ProxiedRequestCount,
 	}}
+}
+
+// demand is since when a revision has been called without a pause of a second.
+// It is safe for concurrent use.
+type demand struct {
+	mu     sync.Mutex
+	since  time.Time // zero: it isn't called
+	urgent bool      // until it pauses
+}
+
+// look notes whether the revision was called in the second before now, and
+// returns whether that has gone on for at least after.
+func (d *demand) look(now time.Time, called bool, after time.Duration) (lasting bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !called {
+		d.since, d.urgent = time.Time{}, false
+		return false
+	}
+	if d.since.IsZero() {
+		d.since = now
+	}
+	return d.urgent || now.Sub(d.since) >= after
+}
+
+// hurry makes the demand count as lasting.
+func (d *demand) hurry() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.urgent = true
 }
 
 // reportEverySecond reports all revisions that this node holds until ctx ends.
@@ -65,8 +122,12 @@ func (a *Activator) reportEverySecond(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			if stats := a.stats(now); len(stats) > 0 {
+			stats, stranded := a.stats(now)
+			if len(stats) > 0 {
 				a.cfg.Report(stats)
+			}
+			for key, e := range stranded {
+				a.wake(key, e)
 			}
 		}
 	}
@@ -74,19 +135,38 @@ func (a *Activator) reportEverySecond(ctx context.Context) {
 
 // stats returns a stat for every revision that the node holds: that has a
 // target here, or a request. Zeros are reported too: the autoscaler scales down
-// on what it is told, never on silence.
-func (a *Activator) stats(now time.Time) []metrics.StatMessage {
+// on what it is told, never on silence. With them come the revisions for which
+// requests wait and nothing runs.
+func (a *Activator) stats(now time.Time) ([]metrics.StatMessage, map[types.NamespacedName]*entry) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	var stats []metrics.StatMessage
+	stranded := map[types.NamespacedName]*entry{}
 	for key, e := range a.revisions {
 		stat := e.load.report(now, key, a.cfg.NodeName)
-		targets, _ := e.slots.occupancy()
-		if targets > 0 || e.load.inFlight.Load() > 0 || stat.Stat.RequestCount > 0 {
+		if e.slots.look(now) {
+			stranded[key] = e
+		}
+		o := e.slots.occupancy()
+		called := e.load.inFlight() > 0 || stat.Stat.RequestCount > 0
+		if a.withheld(now, key, e, o, called) {
+			continue
+		}
+		if o.targets > 0 || called {
 			stats = append(stats, stat)
 		}
 	}
-	return stats
+	return stats, stranded
+}
+
+// withheld is whether the autoscaler is not told of the revision's load yet: it
+// asks for its Pod late, and has none.
+func (a *Activator) withheld(now time.Time, key types.NamespacedName, e *entry, o occupancy, called bool) bool {
+	if o.pods > 0 {
+		return false
+	}
+	revision, ok := a.cfg.Revisions.Get(key)
+	return !e.load.demand.look(now, called, revision.PodAfter) && ok && revision.PodAfter > 0
 }
 
 // Forget drops what is kept of a revision that was deleted. A request that is

@@ -19,25 +19,81 @@ import (
 
 func TestLoadCountsOnce(t *testing.T) {
 	began := time.Now()
+	type want struct{ concurrency, proxied, count, proxiedCount float64 }
 	tests := []struct {
-		name        string
-		events      func(*load)
-		concurrency float64
-		count       float64
+		name   string
+		events func(*load)
+		want   want
 	}{
-		{"idle is an explicit zero", func(*load) {}, 0, 0},
-		{"a request that runs all second", func(l *load) { l.begin(began) }, 1, 1},
-		{"one that starts half-way", func(l *load) { l.begin(began.Add(500 * time.Millisecond)) }, 0.5, 1},
-		{"what was poked is not reported again", func(l *load) { l.begin(began); l.poke(sortKey, "n") }, 0, 0},
-		{"a second one beside the poked one is", func(l *load) { l.begin(began); l.begin(began); l.poke(sortKey, "n") }, 1, 1},
+		{"idle is an explicit zero", func(*load) {}, want{}},
+		{"a request that runs all second", func(l *load) { l.begin(began, false) }, want{concurrency: 1, count: 1}},
+		{"one that starts half-way", func(l *load) { l.begin(began.Add(500*time.Millisecond), false) }, want{concurrency: 0.5, count: 1}},
+		{"what was poked is not reported again", func(l *load) { l.begin(began, false); l.poke(sortKey, "n") }, want{}},
+		{"a second one beside the poked one is", func(l *load) { l.begin(began, false); l.begin(began, false); l.poke(sortKey, "n") }, want{concurrency: 1, count: 1}},
+		{"what another node sent is that node's", func(l *load) { l.begin(began, true) }, want{1, 1, 1, 1}},
+		{"beside what is ours", func(l *load) { l.begin(began, true); l.begin(began, false); l.poke(sortKey, "n") }, want{1, 1, 1, 1}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := newLoad(began)
 			test.events(l)
-			got := l.report(began.Add(time.Second), sortKey, "n").Stat
-			if got.AverageConcurrentRequests != test.concurrency || got.RequestCount != test.count {
-				t.Errorf("got concurrency %v, count %v, want %v, %v", got.AverageConcurrentRequests, got.RequestCount, test.concurrency, test.count)
+			stat := l.report(began.Add(time.Second), sortKey, "n").Stat
+			got := want{stat.AverageConcurrentRequests, stat.AverageProxiedConcurrentRequests, stat.RequestCount, stat.ProxiedRequestCount}
+			if got != test.want {
+				t.Errorf("got %+v, want %+v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestPokeIsSaidOnceAndOnlyOfOwnRequests(t *testing.T) {
+	l := newLoad(time.Now())
+	l.begin(time.Now(), true)
+	if _, ok := l.poke(sortKey, "n"); ok {
+		t.Error("poked for a request that another node has sent, and tells")
+	}
+	l.begin(time.Now(), false)
+	if _, ok := l.poke(sortKey, "n"); !ok {
+		t.Error("not poked for an own request")
+	}
+	if _, ok := l.poke(sortKey, "n"); ok {
+		t.Error("poked twice within a second")
+	}
+	l.report(time.Now(), sortKey, "n")
+	if _, ok := l.poke(sortKey, "n"); !ok {
+		t.Error("not poked again after a report")
+	}
+}
+
+func TestDemandLasts(t *testing.T) {
+	const after = 3 * time.Second
+	tests := []struct {
+		name   string
+		called string // a letter for each second: c for called, - for not, h for hurry and called
+		want   string // y where demand has lasted
+	}{
+		{"one call", "c---", "nnnn"},
+		{"calls that go on", "ccccc", "nnnyy"},
+		{"a pause starts anew", "ccc-cccc", "nnnnnnny"},
+		{"somebody waits for a Pod", "hcc-c", "yyynn"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var d demand
+			now, got := time.Now(), ""
+			for _, second := range test.called {
+				now = now.Add(time.Second)
+				if second == 'h' {
+					d.hurry()
+				}
+				if d.look(now, second != '-', after) {
+					got += "y"
+				} else {
+					got += "n"
+				}
+			}
+			if got != test.want {
+				t.Errorf("calls %s: lasted %s, want %s", test.called, got, test.want)
 			}
 		})
 	}
@@ -45,16 +101,16 @@ func TestLoadCountsOnce(t *testing.T) {
 
 func TestStatsAreOfWhatTheNodeHolds(t *testing.T) {
 	b := start(t)
-	if stats := b.Activator.stats(time.Now()); len(stats) != 0 {
+	if stats, _ := b.Activator.stats(time.Now()); len(stats) != 0 {
 		t.Fatalf("got %v, want nothing before anything runs", stats)
 	}
 	b.Add(sortKey, "pod", 0, nothing)
-	stats := b.Activator.stats(time.Now())
+	stats, _ := b.Activator.stats(time.Now())
 	if len(stats) != 1 || stats[0].Key != sortKey || stats[0].Stat.AverageConcurrentRequests != 0 {
 		t.Fatalf("got %v, want an explicit zero for the idle pod", stats)
 	}
 	b.Remove(sortKey, "pod")
-	if stats := b.Activator.stats(time.Now()); len(stats) != 0 {
+	if stats, _ := b.Activator.stats(time.Now()); len(stats) != 0 {
 		t.Fatalf("got %v, want nothing once nothing runs", stats)
 	}
 }
@@ -98,6 +154,14 @@ func TestPusherReachesKnativesStatServer(t *testing.T) {
 	}
 }
 
+// oneRequest is the stat of a first request.
+func oneRequest() metrics.StatMessage {
+	l := newLoad(time.Now())
+	l.begin(time.Now(), false)
+	stat, _ := l.poke(sortKey, "node-a")
+	return stat
+}
+
 // sendUntilReceived reports as a node does, again and again: what is sent while
 // there is no connection is dropped.
 func sendUntilReceived(p *Pusher, received <-chan metrics.StatMessage) metrics.StatMessage {
@@ -108,7 +172,7 @@ func sendUntilReceived(p *Pusher, received <-chan metrics.StatMessage) metrics.S
 		case got := <-received:
 			return got
 		case <-tick.C:
-			p.Report([]metrics.StatMessage{newLoad(time.Now()).poke(sortKey, "node-a")})
+			p.Report([]metrics.StatMessage{oneRequest()})
 		}
 	}
 }

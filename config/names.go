@@ -22,4 +22,7 @@ const (
 	// EarlyStartAnnotation on a pod, when "false", keeps a function from
 	// starting before its Pod exists.
 	EarlyStartAnnotation = "wisp.dev/early-start"
+	// PodAfterAnnotation on a revision, a duration, is how long demand must last
+	// before a Pod is asked for a function that runs without one.
+	PodAfterAnnotation = "wisp.dev/pod-after"
 )

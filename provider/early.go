@@ -102,7 +102,7 @@ func (e *earlyStarts) start(ctx context.Context, revision revisionKey) error {
 		return fmt.Errorf("revision %s, or the node, goes away", revision)
 	}
 	ef.function = f
-	e.router.Add(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f)
+	e.router.AddEarly(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f)
 	e.lives.Go(func() { e.live(ef) })
 	return nil
 }
@@ -183,6 +183,7 @@ func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
 	if ef.function == nil || !e.take(ef) {
 		return nil
 	}
+	e.router.Adopted(spec.Revision, ef.function.target)
 	return ef.function
 }
 

@@ -44,6 +44,9 @@ type Runtime interface {
 // Router is told which functions take requests on this node.
 type Router interface {
 	Add(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler)
+	// AddEarly is Add for a function without a Pod; Adopted says that it has one.
+	AddEarly(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler)
+	Adopted(revision types.NamespacedName, id types.UID)
 	// Remove lets no new request come; drained is closed when the last one that
 	// has come has ended.
 	Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{})

@@ -73,6 +73,12 @@ func (r *router) Add(_ types.NamespacedName, id types.UID, _ int, h http.Handler
 	r.changes <- "add " + string(id)
 }
 
+func (r *router) AddEarly(revision types.NamespacedName, id types.UID, concurrency int, h http.Handler) {
+	r.Add(revision, id, concurrency, h)
+}
+
+func (r *router) Adopted(_ types.NamespacedName, id types.UID) { r.changes <- "adopted " + string(id) }
+
 func (r *router) Remove(_ types.NamespacedName, id types.UID) <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -543,7 +549,8 @@ func TestEarlyStart(t *testing.T) {
 		s.awaitReady(t, "second")
 		s.markDeleted(t, pod)
 		s.awaitGone(t, "second")
-		// Nothing between: the function never left the router for the pod.
+		// Nothing else between: the function never left the router for the pod.
+		s.expect(t, "adopted "+id)
 		s.expect(t, "remove "+id)
 	})
 	t.Run("a pod of another template does not", func(t *testing.T) {
@@ -558,6 +565,7 @@ func TestEarlyStart(t *testing.T) {
 		id := startEarly(t, s)
 		s.create(t, s.pod("second", "second", image))
 		s.awaitReady(t, "second")
+		s.expect(t, "adopted "+id)
 		// As by a request that found no target just before.
 		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
 			t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	servinginformers "knative.dev/serving/pkg/client/informers/externalversions"
 
 	"github.com/wisp-serving/wisp/activator"
+	"github.com/wisp-serving/wisp/config"
 )
 
 // defaultTimeout is Knative's revision-timeout-seconds, for a Revision that the
@@ -82,6 +83,7 @@ func (r *Revisions) Get(key types.NamespacedName) (activator.Revision, bool) {
 		UID:            rev.UID,
 		Concurrency:    int(value(rev.Spec.ContainerConcurrency, 0)),
 		Timeout:        timeout(rev),
+		PodAfter:       podAfter(rev),
 	}, true
 }
 
@@ -91,6 +93,16 @@ func timeout(rev *servingv1.Revision) time.Duration {
 		return defaultTimeout
 	}
 	return time.Duration(seconds) * time.Second
+}
+
+// podAfter is 0 for what is no duration: the autoscaler says so in the
+// revision's status.
+func podAfter(rev *servingv1.Revision) time.Duration {
+	d, err := time.ParseDuration(rev.Annotations[config.PodAfterAnnotation])
+	if err != nil {
+		return 0
+	}
+	return max(d, 0)
 }
 
 func value(p *int64, otherwise int64) int64 {
@@ -107,7 +119,7 @@ func trim(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	return &servingv1.Revision{
+	trimmed := &servingv1.Revision{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:       rev.Namespace,
 			Name:            rev.Name,
@@ -118,5 +130,9 @@ func trim(obj any) (any, error) {
 			ContainerConcurrency: rev.Spec.ContainerConcurrency,
 			TimeoutSeconds:       rev.Spec.TimeoutSeconds,
 		},
-	}, nil
+	}
+	if after, ok := rev.Annotations[config.PodAfterAnnotation]; ok {
+		trimmed.Annotations = map[string]string{config.PodAfterAnnotation: after}
+	}
+	return trimmed, nil
 }

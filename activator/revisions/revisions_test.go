@@ -13,6 +13,7 @@ import (
 	"knative.dev/serving/pkg/client/clientset/versioned/fake"
 
 	"github.com/wisp-serving/wisp/activator"
+	"github.com/wisp-serving/wisp/config"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,7 +27,11 @@ func revision(name string, uid types.UID, concurrency, timeout *int64) *servingv
 
 func TestRevisions(t *testing.T) {
 	one, ten := int64(1), int64(10)
-	client := fake.NewSimpleClientset(revision("full", "u1", &one, &ten), revision("bare", "u2", nil, nil))
+	late := revision("late", "u3", nil, nil)
+	late.Annotations = map[string]string{config.PodAfterAnnotation: "5s"}
+	odd := revision("odd", "u4", nil, nil)
+	odd.Annotations = map[string]string{config.PodAfterAnnotation: "soon"}
+	client := fake.NewSimpleClientset(revision("full", "u1", &one, &ten), revision("bare", "u2", nil, nil), late, odd)
 	deleted := make(chan types.UID, 1)
 	r, err := New(client, func(_ types.NamespacedName, uid types.UID) { deleted <- uid })
 	if err != nil {
@@ -45,6 +50,8 @@ func TestRevisions(t *testing.T) {
 	for _, want := range []activator.Revision{
 		{NamespacedName: key("full"), UID: "u1", Concurrency: 1, Timeout: 10 * time.Second},
 		{NamespacedName: key("bare"), UID: "u2", Concurrency: 0, Timeout: 300 * time.Second},
+		{NamespacedName: key("late"), UID: "u3", Timeout: 300 * time.Second, PodAfter: 5 * time.Second},
+		{NamespacedName: key("odd"), UID: "u4", Timeout: 300 * time.Second},
 	} {
 		got, ok := r.Get(want.NamespacedName)
 		if diff := cmp.Diff(want, got); !ok || diff != "" {
