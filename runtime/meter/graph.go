@@ -1,0 +1,423 @@
+package meter
+
+// facts are what analyse finds out about a function.
+type facts struct {
+	// cost is what the function costs at most, if it is light.
+	cost uint32
+	// frame estimates the native stack that an activation takes, in bytes.
+	frame uint32
+	// light says that it neither loops nor recurs and costs little: its callers
+	// pay for it, and it has no check of its own.
+	light bool
+	// recurs says that it can be active more than once at a time. It checks the
+	// stack that is left.
+	recurs bool
+	// counts says that it can call one that recurs, or does so itself: it knows
+	// what stack is left and tells it to whom it calls.
+	counts bool
+	// calls are where in graph.edges its callees are.
+	calls span
+	// loops says that it has a loop, or what must check for itself otherwise.
+	loops bool
+}
+
+type span struct{ from, to uint32 }
+
+// graph is who can call whom. Its nodes are the module's own functions, by their
+// place among these, and then, for each type of function that is called
+// indirectly, all functions of that type that are referred to from anywhere.
+type graph struct {
+	edges []uint32
+	// byType are the nodes of types, by the type's bytes.
+	byType map[string]uint32
+	// members are the functions behind each node of a type.
+	members [][]uint32
+	// referred says, by the index of an own function, whether there can be
+	// references to it.
+	referred []bool
+	// counts says, by node of a type, whether a function behind it counts.
+	counts []bool
+	// declared are the functions that code refers to; see encodeElements.
+	declared map[uint32]struct{}
+}
+
+// lightCost is the most that a light function costs.
+const lightCost = 60
+
+// uncounted bounds the stack, in bytes, of all calls that don't count it,
+// however deep they are nested.
+const uncounted = 256 << 10
+
+// analyse reads all code, finds out who can call whom, and from that what each
+// function has to check.
+func (m *module) analyse(o Options) error {
+	m.graph = graph{byType: map[string]uint32{}, referred: make([]bool, len(m.functions)), declared: map[uint32]struct{}{}}
+	if err := m.referredOutsideCode(); err != nil {
+		return err
+	}
+	for i := range m.functions {
+		if err := m.scan(i, o); err != nil {
+			return err
+		}
+	}
+	m.fillTypes()
+	order, component := m.components()
+	m.classify(order, component)
+	return nil
+}
+
+// own returns the place of the function with the given index among the module's
+// own.
+func (m *module) own(index uint32) (place uint32, ok bool) {
+	imported := uint32(len(m.importTypes))
+	if index < imported || uint64(index-imported) >= uint64(len(m.functions)) {
+		return 0, false
+	}
+	return index - imported, true
+}
+
+func (m *module) refer(index uint32) {
+	if place, ok := m.own(index); ok {
+		m.graph.referred[place] = true
+	}
+}
+
+// referredOutsideCode marks the functions that tables, globals and element
+// segments refer to.
+func (m *module) referredOutsideCode() error {
+	var failed error
+	in := func(expr []byte, base int) {
+		r := reader{buf: expr, base: base, types: uint32(len(m.types))}
+		for r.more() {
+			switch in := r.instr(); in.op {
+			case opRefFunc:
+				m.isFunction(&r, in.start, in.a)
+				m.refer(in.a)
+			case opGlobalGet:
+				m.isGlobal(&r, in.start, in.a)
+			}
+		}
+		if failed == nil {
+			failed = r.err
+		}
+	}
+	for _, t := range m.tables {
+		in(t.init, t.initBase)
+	}
+	for _, g := range m.globals {
+		in(g.init, g.base)
+	}
+	for _, e := range m.elements {
+		in(e.offset, e.offsetBase)
+		if e.flags&elementExpressions != 0 {
+			in(e.items, e.itemsBase)
+			continue
+		}
+		r := reader{buf: e.items, base: e.itemsBase}
+		for r.more() {
+			index := r.u32()
+			m.isFunction(&r, 0, index)
+			m.refer(index)
+		}
+		if failed == nil {
+			failed = r.err
+		}
+	}
+	return failed
+}
+
+// isElement refuses segments that aren't the module's own; see encodeElements.
+func (m *module) isElement(r *reader, in instr) {
+	if uint64(in.a) >= uint64(len(m.elements)) {
+		r.fail(in.start, "element segment %d isn't there", in.a)
+	}
+}
+
+// scan reads the code of function i: whom it calls, what it costs, whether it
+// loops, and whether it is within bounds.
+func (m *module) scan(i int, o Options) error {
+	f := &m.functions[i]
+	f.calls.from = uint32(len(m.graph.edges))
+	r := reader{buf: f.body, base: f.base, types: uint32(len(m.types))}
+	var cost, nesting uint32
+	for r.more() {
+		in := r.instr()
+		if cost < 1<<20 {
+			cost += in.cost
+		}
+		switch in.op {
+		case opBlock, opLoop, opIf, opTryTable:
+			if nesting++; nesting > o.Nesting {
+				return m.limitOf(i, "nested blocks", uint64(nesting), uint64(o.Nesting))
+			}
+			f.loops = f.loops || in.op == opLoop || in.op == opTryTable
+		case opEnd:
+			nesting--
+			if nesting == ^uint32(0) && r.more() {
+				r.fail(r.pos, "code after the function's end")
+			}
+		case opBrTable:
+			if in.a > o.Branches {
+				return m.limitOf(i, "labels of a br_table", uint64(in.a), uint64(o.Branches))
+			}
+		case opGlobalGet, opGlobalSet:
+			m.isGlobal(&r, in.start, in.a)
+		case opElemDrop:
+			m.isElement(&r, in)
+		default:
+			m.edge(&r, f, in)
+		}
+	}
+	if r.err == nil && nesting != ^uint32(0) {
+		r.fail(r.pos, "function ends within a block")
+	}
+	f.calls.to = uint32(len(m.graph.edges))
+	f.cost = cost
+	f.frame = m.frameOf(f)
+	return r.err
+}
+
+// frameOf estimates the native stack of an activation of f.
+func (m *module) frameOf(f *function) uint32 {
+	const linkage, slot = 64, 8
+	t := &m.types[f.typ]
+	return linkage + slot*(t.paramCount+f.count) + uint32(len(f.body))/4
+}
+
+// edge notes what in does to the graph.
+func (m *module) edge(r *reader, f *function, in instr) {
+	g := &m.graph
+	switch in.op {
+	case opCall, opReturnCall:
+		m.isFunction(r, in.start, in.a)
+		if place, ok := m.own(in.a); ok {
+			g.edges = append(g.edges, place)
+		}
+		f.loops = f.loops || in.op == opReturnCall
+	case opCallIndirect, opReturnCallIndirect, opCallRef, opReturnCallRef:
+		r.isType(in.start, in.a)
+		g.edges = append(g.edges, m.typeNode(in.a))
+		f.loops = true
+	case opRefFunc:
+		m.isFunction(r, in.start, in.a)
+		m.refer(in.a)
+		g.declared[in.a] = struct{}{}
+	case opTableInit:
+		m.isElement(r, in)
+		f.loops = true
+	case opMemoryGrow, opMemoryInit, opMemoryCopy, opMemoryFill, opTableCopy, opTableGrow, opTableFill:
+		f.loops = true
+	}
+}
+
+// typeNode returns the node of all functions that a call of type t can reach.
+// Where types refer to types it is one for all, which is too many and so safe.
+func (m *module) typeNode(t uint32) uint32 {
+	var key string
+	if !m.typesRefer && uint64(t) < uint64(len(m.types)) {
+		key = string(m.types[t].raw)
+	}
+	node, ok := m.graph.byType[key]
+	if !ok {
+		node = uint32(len(m.functions) + len(m.graph.byType))
+		m.graph.byType[key] = node
+	}
+	return node
+}
+
+// fillTypes finds the functions behind the nodes of types.
+func (m *module) fillTypes() {
+	g := &m.graph
+	g.members = make([][]uint32, len(g.byType))
+	for i := range m.functions {
+		if !g.referred[i] {
+			continue
+		}
+		key := ""
+		if !m.typesRefer {
+			key = string(m.types[m.functions[i].typ].raw)
+		}
+		if node, ok := g.byType[key]; ok {
+			at := int(node) - len(m.functions)
+			g.members[at] = append(g.members[at], uint32(i))
+		}
+	}
+}
+
+// callees returns the nodes that node can call.
+func (m *module) callees(node uint32) []uint32 {
+	if int(node) < len(m.functions) {
+		calls := m.functions[node].calls
+		return m.graph.edges[calls.from:calls.to]
+	}
+	return m.graph.members[int(node)-len(m.functions)]
+}
+
+// components returns all nodes, callees before their callers but for cycles, and
+// the component of each: nodes that can reach one another have the same, and a
+// component comes after all that it can reach. It is Tarjan's algorithm, with a
+// stack of its own.
+func (m *module) components() (order, component []uint32) {
+	nodes := len(m.functions) + len(m.graph.members)
+	t := tarjan{
+		m:         m,
+		index:     make([]uint32, nodes),
+		low:       make([]uint32, nodes),
+		component: make([]uint32, nodes),
+		order:     make([]uint32, 0, nodes),
+	}
+	for node := range uint32(nodes) {
+		if t.index[node] == 0 {
+			t.visit(node)
+		}
+	}
+	return t.order, t.component
+}
+
+type tarjan struct {
+	m          *module
+	index, low []uint32 // from 1; 0 is not visited
+	component  []uint32 // from 1; 0 is none yet
+	visited    uint32
+	found      uint32
+	open       []uint32 // visited, and in no component yet
+	order      []uint32
+	calls      []tarjanCall
+}
+
+// tarjanCall is an activation of the algorithm's recursion: a node, and how many
+// of its callees were looked at.
+type tarjanCall struct{ node, done uint32 }
+
+func (t *tarjan) enter(node uint32) {
+	t.visited++
+	t.index[node], t.low[node] = t.visited, t.visited
+	t.open = append(t.open, node)
+	t.calls = append(t.calls, tarjanCall{node: node})
+}
+
+func (t *tarjan) visit(root uint32) {
+	t.enter(root)
+	for len(t.calls) > 0 {
+		call := &t.calls[len(t.calls)-1]
+		callees := t.m.callees(call.node)
+		if int(call.done) == len(callees) {
+			t.leave(call.node)
+			continue
+		}
+		callee := callees[call.done]
+		call.done++
+		switch {
+		case t.index[callee] == 0:
+			t.enter(callee)
+		case t.component[callee] == 0:
+			t.low[call.node] = min(t.low[call.node], t.index[callee])
+		}
+	}
+}
+
+func (t *tarjan) leave(node uint32) {
+	t.calls = t.calls[:len(t.calls)-1]
+	if len(t.calls) > 0 {
+		caller := t.calls[len(t.calls)-1].node
+		t.low[caller] = min(t.low[caller], t.low[node])
+	}
+	if t.low[node] != t.index[node] {
+		return
+	}
+	t.found++
+	for {
+		last := t.open[len(t.open)-1]
+		t.open = t.open[:len(t.open)-1]
+		t.component[last] = t.found
+		t.order = append(t.order, last)
+		if last == node {
+			return
+		}
+	}
+}
+
+// classify decides what each function checks. order has callees first.
+func (m *module) classify(order, component []uint32) {
+	size := make([]uint32, len(order)+1) // of components, from 1
+	for _, c := range component {
+		size[c]++
+	}
+	for _, node := range order {
+		if int(node) >= len(m.functions) {
+			continue
+		}
+		f := &m.functions[node]
+		f.recurs = size[component[node]] > 1
+		f.light = !f.loops
+		for _, callee := range m.callees(node) {
+			f.recurs = f.recurs || callee == node
+			if int(callee) >= len(m.functions) {
+				continue
+			}
+			if c := &m.functions[callee]; c.light && f.cost < 1<<20 {
+				f.cost += c.cost
+			} else {
+				f.light = false
+			}
+		}
+		f.light = f.light && !f.recurs && f.cost <= lightCost
+	}
+	// Long chains of calls that don't recur take stack as well. Where they could
+	// take much, those with large frames count, or all.
+	for _, threshold := range []uint32{1 << 20, 4 << 10, 0} {
+		for i := range m.functions {
+			f := &m.functions[i]
+			f.recurs = f.recurs || f.frame > threshold
+		}
+		if m.deepest(order, component, size) <= uncounted {
+			break
+		}
+	}
+	m.spread(order, component)
+}
+
+// deepest returns the most stack that nested calls of functions that don't check
+// it can take: on a path each of them is there once.
+func (m *module) deepest(order, component, size []uint32) uint64 {
+	below := make([]uint64, len(size)) // by component
+	most := uint64(0)
+	for _, node := range order {
+		c := component[node]
+		deep := uint64(0)
+		for _, callee := range m.callees(node) {
+			if component[callee] != c {
+				deep = max(deep, below[component[callee]])
+			}
+		}
+		if int(node) < len(m.functions) && !m.functions[node].recurs {
+			deep += uint64(m.functions[node].frame)
+		}
+		below[c] = max(below[c], deep)
+		most = max(most, below[c])
+	}
+	return most
+}
+
+// spread finds the functions that can reach one that recurs. All nodes of a
+// component can reach what one of them can.
+func (m *module) spread(order, component []uint32) {
+	reaches := make([]bool, len(order)+1) // by component
+	for _, node := range order {
+		c := component[node]
+		for _, callee := range m.callees(node) {
+			reaches[c] = reaches[c] || reaches[component[callee]]
+		}
+		if int(node) < len(m.functions) {
+			reaches[c] = reaches[c] || m.functions[node].recurs
+		}
+	}
+	m.graph.counts = make([]bool, len(m.graph.members))
+	for _, node := range order {
+		if int(node) < len(m.functions) {
+			m.functions[node].counts = reaches[component[node]]
+		} else {
+			m.graph.counts[int(node)-len(m.functions)] = reaches[component[node]]
+		}
+	}
+}

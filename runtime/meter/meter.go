@@ -1,0 +1,127 @@
+package meter
+
+import "fmt"
+
+// Version names what Rewrite does. It changes whenever the same module and
+// options come out differently, and so belongs into the key under which
+// anything made from rewritten modules is kept.
+const Version = "1"
+
+// A rewritten module imports the function HostModule.Yield, of type
+// (i32) -> i32. It is called with one of two reasons.
+//
+// Refuel says that the fuel is used up. The function returns the next ration, at
+// least 1 and at most MaxRation. It is added to the balance, which is negative
+// by what was used beyond the last ration; while it stays so, the function is
+// called again. The first call comes from the first function that runs. The host
+// ends a guest by not returning: it panics out of the function, as proc_exit
+// does.
+//
+// Exhausted says that the guest would take more native stack than
+// Options.Stack. The function should not return; if it does, the guest traps at
+// an unreachable instruction.
+const (
+	HostModule = "wisp"
+	Yield      = "yield"
+
+	Refuel    = 0
+	Exhausted = 1
+
+	MaxRation = 1 << 30
+)
+
+// Options are the bounds of one module. What is zero has the default.
+type Options struct {
+	// Table bounds the entries of all of a module's own tables together, of 8
+	// bytes each: 2^18. A module that declares more from the start is refused;
+	// growing beyond fails as wasm has it, with -1.
+	Table uint32
+	// MemoryPages bounds its own memory, in pages of 64 KiB: 2^16, which is all
+	// that there is. A module that declares more from the start is refused with a
+	// *MemoryError; growing beyond fails with -1.
+	MemoryPages uint32
+	// Stack bounds the native stack that nested calls take, in bytes, by an
+	// estimate that is rather too high: 4 MiB.
+	Stack uint32
+
+	// What follows bounds what a module's compilation takes. A module beyond is
+	// refused with a *LimitError.
+
+	// Functions, the module's own: 1,000,000.
+	Functions uint32
+	// Body is the code of one function in bytes: 7,654,321, as in browsers.
+	Body uint32
+	// Locals of one function, without its parameters: 50,000, as in browsers. All
+	// functions together may have 2^20 and one for each byte of their code.
+	Locals uint32
+	// Branches is the number of labels in one br_table: 65,520, as in browsers.
+	Branches uint32
+	// Nesting is how deep blocks are within one another: 65,536.
+	Nesting uint32
+}
+
+// The bounds that aren't options: those of browsers.
+const (
+	maxTypes     = 1_000_000
+	maxValues    = 1_000 // parameters or results of one type
+	maxGlobals   = 1_000_000
+	maxTables    = 100
+	maxHelpers   = 4_096
+	localsBefore = 1 << 20 // of all functions, besides one per byte
+)
+
+func (o Options) withDefaults() Options {
+	set := func(v *uint32, def uint32) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	set(&o.Table, 1<<18)
+	set(&o.MemoryPages, 1<<16)
+	set(&o.Stack, 4<<20)
+	set(&o.Functions, 1_000_000)
+	set(&o.Body, 7_654_321)
+	set(&o.Locals, 50_000)
+	set(&o.Branches, 65_520)
+	set(&o.Nesting, 65_536)
+	o.MemoryPages = min(o.MemoryPages, 1<<16)
+	o.Stack = min(o.Stack, 1<<30)
+	return o
+}
+
+// LimitError says that a module has more of something than it may.
+type LimitError struct {
+	What     string // what has it, and of what: "function 3: locals"
+	Got, Max uint64
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("%s = %d, must be at most %d", e.What, e.Got, e.Max)
+}
+
+// MemoryError says that a module declares more memory than it may have, in
+// pages of 64 KiB.
+type MemoryError struct{ Minimum, Limit uint32 }
+
+func (e *MemoryError) Error() string {
+	return fmt.Sprintf("the module needs %d KiB of memory to start, but its limit is %d KiB", e.Minimum*64, e.Limit*64)
+}
+
+// Rewrite returns module with its meter in it. The result depends on nothing
+// but the arguments; module is neither changed nor kept. Errors are
+// *DecodeError, *LimitError and *MemoryError; all mean that the module can't run
+// under these options.
+func Rewrite(module []byte, o Options) ([]byte, error) {
+	o = o.withDefaults()
+	m, err := decode(module, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.clamp(o); err != nil {
+		return nil, err
+	}
+	if err := m.analyse(o); err != nil {
+		return nil, err
+	}
+	return m.encode(o)
+}

@@ -1,0 +1,160 @@
+package meter_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+
+	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
+	"github.com/wisp-serving/wisp/runtime/meter"
+)
+
+// errSpent ends a guest in these tests, as a deadline would.
+var errSpent = errors.New("the guest's time is up")
+
+// host runs rewritten modules and counts what they ask for. It ends a guest at
+// the given number of rations.
+type host struct {
+	runtime wazero.Runtime
+	ration  uint32
+	most    int
+	yields  int
+}
+
+func newHost(t *testing.T, ration uint32, most int) *host {
+	h := &host{ration: ration, most: most}
+	h.runtime = wazero.NewRuntime(t.Context())
+	t.Cleanup(func() { _ = h.runtime.Close(context.Background()) })
+	yield := func(_ context.Context, reason uint32) uint32 {
+		if reason == meter.Exhausted {
+			panic(errExhausted)
+		}
+		if h.yields++; h.yields > h.most {
+			panic(errSpent)
+		}
+		return h.ration
+	}
+	_, err := h.runtime.NewHostModuleBuilder(meter.HostModule).NewFunctionBuilder().WithFunc(yield).Export(meter.Yield).Instantiate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func (h *host) instantiate(t *testing.T, module []byte, o meter.Options) (api.Module, error) {
+	t.Helper()
+	rewritten, err := meter.Rewrite(module, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.runtime.InstantiateWithConfig(t.Context(), rewritten, wazero.NewModuleConfig().WithStartFunctions().WithName(""))
+}
+
+// TestGuestsCallTheHost runs what would hold a thread, or take all stack, for
+// ever.
+func TestGuestsCallTheHost(t *testing.T) {
+	const (
+		table  = "\x04\x04\x01\x70\x00\x01"             // one function reference
+		filled = "\x09\x07\x01\x00\x41\x00\x0b\x01\x00" // which is to function 0
+	)
+	indirect := []byte{0x41, 0, 0x11, 0, 0} // i32.const 0; call_indirect
+	for _, tt := range []struct {
+		name   string
+		module []byte
+		want   error
+	}{
+		{"a loop", wasmtest.Command(wasmtest.Loop), errSpent},
+		{"recursion", wasmtest.Command(wasmtest.Recurse), errExhausted},
+		{"recursion through a table", indirectly(table, filled, indirect), errExhausted},
+		{"a loop of calls through a table", indirectly(table, filled, append([]byte{0x03, 0x40, 0x41, 1, 0x04, 0x40, 0x0c, 1, 0x0b}, 0x0b)), errSpent},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHost(t, 10_000, 100)
+			m, err := h.instantiate(t, tt.module, meter.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.ExportedFunction("_start").Call(t.Context()); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// indirectly is a command with a table, whose _start, function 0, is body.
+func indirectly(table, elements string, body []byte) []byte {
+	code := append([]byte{1, byte(len(body) + 2), 0}, body...)
+	return wasmtest.Module(
+		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0), []byte(table),
+		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
+		[]byte(elements), wasmtest.Section(10, append(code, 0x0b)...))
+}
+
+func TestStartFunctionsCallTheHost(t *testing.T) {
+	h := newHost(t, 10_000, 100)
+	if _, err := h.instantiate(t, wasmtest.Starting(wasmtest.Loop), meter.Options{}); !errors.Is(err, errSpent) {
+		t.Errorf("got %v, want %v", err, errSpent)
+	}
+}
+
+// TestStackIsWholeForEachCall calls an export that has used up its stack before.
+func TestStackIsWholeForEachCall(t *testing.T) {
+	h := newHost(t, meter.MaxRation, 100)
+	m, err := h.instantiate(t, wasmtest.Command(wasmtest.Recurse), meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := m.ExportedFunction("_start").Call(t.Context()); !errors.Is(err, errExhausted) {
+			t.Errorf("got %v, want %v", err, errExhausted)
+		}
+	}
+}
+
+func TestMemoryAboveItsLimit(t *testing.T) {
+	_, err := meter.Rewrite(wasmtest.Memory(100), meter.Options{MemoryPages: 99})
+	var got *meter.MemoryError
+	if !errors.As(err, &got) || *got != (meter.MemoryError{Minimum: 100, Limit: 99}) {
+		t.Errorf("got %v, want 100 pages of 99", err)
+	}
+	if _, err := meter.Rewrite(wasmtest.Memory(100), meter.Options{MemoryPages: 100}); err != nil {
+		t.Errorf("got %v at the limit", err)
+	}
+}
+
+func TestRewriteRefuses(t *testing.T) {
+	types, functions := wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0)
+	code := func(body ...byte) []byte {
+		return wasmtest.Module(types, functions, wasmtest.Section(10, append([]byte{1, byte(len(body) + 1), 0}, body...)...))
+	}
+	again, err := meter.Rewrite(wasmtest.Command(wasmtest.Nothing), meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		module []byte
+		want   string
+	}{
+		{"a component", wasmtest.Component, "not a core wasm module"},
+		{"what is rewritten", again, `import from module "wisp"`},
+		{"a section", wasmtest.Module([]byte{14, 0}), "offset 0x8: section 14 isn't known"},
+		{"an opcode", code(0xff, 0x0b), "opcode 0xff isn't known"},
+		{"a relaxed vector opcode", code(0xfd, 0x80, 0x02, 0x0b), "opcode 0xfd 0x100 isn't known"},
+		{"a vector opcode that the engine reads as another", code(0xfd, 0x80, 0x00, 0x0b), "opcode 0xfd 0x0 isn't known"},
+		{"the meter's function", code(0x10, 1, 0x0b), "function 1 isn't there"},
+		{"the meter's global", code(0x23, 0, 0x1a, 0x0b), "global 0 isn't there"},
+		{"code behind the end", code(0x0b, 0x01, 0x0b), "code after the function's end"},
+		{"a block without end", code(0x02, 0x40, 0x0b), "function ends within a block"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := meter.Rewrite(tt.module, meter.Options{}); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got error %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
