@@ -5,7 +5,7 @@ GO ?= go
 PLATFORM := build/platform
 
 # Of these packages, the tests need a whole platform: they run after the others,
-# one package at a time.
+# one package at a time, and share one.
 E2E := ./test/platform ./test/e2e/...
 
 # Tools, pinned. They are built from source by `go run`.
@@ -66,13 +66,13 @@ unit: tools ## Run the unit tests, with the race detector
 	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
 
 .PHONY: e2e
-e2e: ## Run the tests that need a platform, on one of their own
-	$(GO) test -race -count=1 -p 1 -timeout 30m $(E2E)
+e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
+	$(PLATFORM) run --race -- $(GO) test -race -count=1 -p 1 -timeout 30m $(E2E)
 
 .PHONY: bench
 bench: tools samples ## Run the benchmarks: those of packages, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
-	$(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
+	$(PLATFORM) run -- $(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
 
 .PHONY: golden
 golden: ## Rewrite the golden files of tests

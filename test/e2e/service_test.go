@@ -24,14 +24,16 @@ import (
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
-// createSort pushes the sample and makes a Service of it, with the shortest
-// window that Knative allows, to be at zero soon. It returns it ready.
+// createSort pushes the sample and makes a Service of it in a namespace of its
+// own, with the shortest window that Knative allows, to be at zero soon. It
+// returns it ready.
 func createSort(t testing.TB, p *platform.Platform) *servingv1.Service {
 	t.Helper()
 	p.Wisp(t, "push", p.SortModule, p.Registry+"/sort:v1")
-	p.Kn(t, "service", "create", "sort", "--image", p.Registry+"/sort:v1",
+	namespace := p.Namespace(t)
+	p.Kn(t, "service", "create", "sort", "-n", namespace, "--image", p.Registry+"/sort:v1",
 		"--annotation", config.ABIAnnotation+"=argv", "--annotation", "autoscaling.knative.dev/window=6s")
-	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sort"}}
+	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sort"}}
 	return platform.WaitFor(t, p, service, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
 }
 

@@ -1,9 +1,12 @@
-// Package platform gives a test a platform of its own: Kubernetes, Knative
-// Serving, Envoy and Wisp, on ports and in a folder that nobody else uses.
+// Package platform gives tests a real platform: Kubernetes, Knative Serving,
+// Envoy and Wisp.
 //
-// [Start] runs the same stack as `platform up`, inside the test process, and
-// stops it when the test ends. Should the process die instead, everything dies
-// with it. Tests wait with [WaitFor], on watches.
+// [Start] gives a test the platform that was started for all of them, by
+// `platform run` or by the test binary's own [Main]; a test that needs another
+// one gets one of its own, which ends with it. All of them have ports and
+// folders of their own and die with the process that runs them. A test works in
+// a namespace of its own ([Platform.Namespace]) and waits with [WaitFor], on
+// watches.
 package platform
 
 import (
@@ -12,15 +15,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/wisp-serving/wisp/test/platform/cluster"
 	"github.com/wisp-serving/wisp/test/platform/ports"
 	"github.com/wisp-serving/wisp/test/platform/stack"
 	"github.com/wisp-serving/wisp/test/platform/supervise"
@@ -29,6 +30,9 @@ import (
 
 // Options say what a test needs.
 type Options struct {
+	// Own asks for a platform that no other test uses, for a test that changes
+	// what all of them depend on.
+	Own bool
 	// WithoutWisp leaves Wisp's roles and Envoy out.
 	WithoutWisp bool
 	// WithoutRace builds wisp as users get it, for measurements. Otherwise it
@@ -36,6 +40,8 @@ type Options struct {
 	WithoutRace bool
 	// Nodes is the number of wisp nodes; 0 means one.
 	Nodes int
+	// Settings change those that the platform gives Wisp's roles.
+	Settings stack.Settings
 }
 
 // Platform is a running platform.
@@ -56,110 +62,175 @@ type Platform struct {
 	// SortModule is the path of sort.wasm; empty without Wisp.
 	SortModule string
 
-	stack  *stack.Stack
-	state  stack.State
-	events eventLog
+	state    stack.State
+	observer supervise.Observer
+	// mark is where the logs were when the test began.
+	mark stack.LogMark
 }
 
 // The bounds of waiting for a platform: to start, everything built, and for one
-// condition. They are for a slow machine with the race detector on.
+// condition. They are for two cores that do other work too, with the race
+// detector on: what takes ten seconds on an idle machine has been seen to take
+// a minute. Nobody waits for them but a test that fails.
 const (
-	startTimeout = 3 * time.Minute
-	waitTimeout  = time.Minute
+	startTimeout = 5 * time.Minute
+	waitTimeout  = 2 * time.Minute
 )
 
-// Start starts a platform and stops it when t and its subtests have ended. If t
-// has failed by then, the end of each component's log is logged. A first call on
-// a machine builds everything, which takes minutes.
+// Start gives t a platform: the shared one, if there is one that has what o
+// asks for, else one of its own, which is stopped when t and its subtests have
+// ended. If t has failed by then, what the components have written and what is
+// in the cluster is logged. A first call on a machine builds everything, which
+// takes minutes.
 func Start(t testing.TB, o Options) *Platform {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "wisp-test-") // not t.TempDir: sockets need short paths
-	if err != nil {
-		t.Fatalf("make a folder for the platform: %v", err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &Platform{state: stack.State{Dir: dir}}
-	cfg, err := p.configure(t.Context(), o)
-	if err != nil {
-		t.Fatalf("prepare the platform: %v", err)
-	}
-	if p.stack, err = stack.New(cfg, p.events.add); err != nil {
-		t.Fatalf("prepare the platform: %v", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- p.stack.Run(ctx) }()
-	stop := sync.OnceValue(func() error {
-		cancel()
-		return <-ended
-	})
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Errorf("run the platform: %v", err)
+	state := stack.State{Dir: os.Getenv(stack.StateEnv)}
+	if state.Dir != "" {
+		cfg, err := stack.Load(state)
+		if err != nil {
+			t.Fatalf("find the platform that %s names: %v", stack.StateEnv, err)
 		}
-		p.checkRaces(t)
-		if t.Failed() {
-			p.dump(t)
+		if o.satisfiedBy(cfg) {
+			return attach(t, cfg)
+		}
+	}
+	cfg, err := configure(t.Context(), o)
+	if err != nil {
+		t.Fatalf("prepare a platform: %v", err)
+	}
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	ctx, stop := context.WithCancel(context.Background()) // not t's: it ends before the clean-ups
+	go func() {
+		defer close(ended)
+		ended <- during(ctx, cfg, func(ctx context.Context) error {
+			close(ready)
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("run the platform: %v", err)
 		}
 	})
 	select {
-	case <-p.stack.Ready():
+	case <-ready:
 	case err := <-ended:
-		ended <- nil // reported here
-		t.Fatalf("start the platform: %v", err)
+		t.Fatalf("start a platform: %v", err)
 	case <-time.After(startTimeout):
-		t.Fatalf("start the platform: not ready after %s", startTimeout)
+		t.Fatalf("start a platform: not ready after %s", startTimeout)
 	}
-	if err := p.connect(cfg); err != nil {
-		t.Fatalf("connect to the platform: %v", err)
-	}
-	return p
+	return attach(t, cfg)
 }
 
-// configure builds what is missing and picks ports.
-func (p *Platform) configure(ctx context.Context, o Options) (stack.Config, error) {
-	cfg := stack.Config{State: p.state, WithoutWisp: o.WithoutWisp}
-	var err error
-	if cfg.Root, err = tools.FindRoot(); err != nil {
-		return cfg, err
-	}
-	cache, err := tools.CacheDir()
+// satisfiedBy reports whether a shared platform has what is asked for.
+func (o Options) satisfiedBy(cfg stack.Config) bool {
+	return !o.Own && o.Settings.None() &&
+		o.WithoutWisp == cfg.WithoutWisp &&
+		!(o.WithoutRace && cfg.Race) &&
+		max(o.Nodes, 1) == len(cfg.NodeAddresses)
+}
+
+// configure builds what is missing and picks ports and a folder.
+func configure(ctx context.Context, o Options) (stack.Config, error) {
+	cfg := stack.Config{WithoutWisp: o.WithoutWisp, Race: !o.WithoutRace && !o.WithoutWisp, Settings: o.Settings}
+	b, err := newBuilder()
 	if err != nil {
 		return cfg, err
 	}
-	// Progress goes to the terminal at once: a test's own log shows at its end.
-	b := &tools.Builder{Root: cfg.Root, Cache: cache, Report: func(line string) { fmt.Fprintln(os.Stderr, line) }}
-	if cfg.Programs, err = b.Build(ctx); err != nil {
+	if err := cfg.AddPrograms(ctx, b); err != nil {
 		return cfg, err
 	}
 	if cfg.Platform, err = b.Platform(ctx); err != nil {
 		return cfg, err
 	}
-	if !o.WithoutWisp {
-		if cfg.Wisp, err = b.Wisp(ctx, !o.WithoutRace); err != nil {
-			return cfg, err
-		}
-		if p.SortModule, err = b.Guest(ctx, filepath.Join(cfg.Root, "samples/sort/sort.c")); err != nil {
-			return cfg, err
-		}
-	}
 	if cfg.Ports, err = ports.Free(); err != nil {
 		return cfg, err
 	}
-	cfg.NodeAddresses, err = stack.FreeNodeAddresses(cfg.Ports, max(o.Nodes, 1))
+	if cfg.NodeAddresses, err = stack.FreeNodeAddresses(cfg.Ports, max(o.Nodes, 1)); err != nil {
+		return cfg, err
+	}
+	cfg.State.Dir, err = os.MkdirTemp("", "wisp-test-") // not t.TempDir: sockets need short paths
 	return cfg, err
 }
 
-func (p *Platform) connect(cfg stack.Config) error {
-	p.Kubeconfig = p.state.Kubeconfig()
-	p.REST = rest.CopyConfig(p.stack.Cluster().REST)
-	p.Gateway = cfg.Gateway()
-	p.InternalGateway = cfg.InternalGateway()
-	p.Registry = cfg.Registry()
-	p.NodeAddresses = cfg.NodeAddresses
+func newBuilder() (*tools.Builder, error) {
+	root, err := tools.FindRoot()
+	if err != nil {
+		return nil, err
+	}
+	cache, err := tools.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	// Progress goes to the terminal at once: a test's own log shows at its end.
+	return &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(os.Stderr, line) }}, nil
+}
+
+// during runs a platform in a folder that is removed afterwards.
+func during(ctx context.Context, cfg stack.Config, body func(context.Context) error) error {
+	defer os.RemoveAll(cfg.State.Dir)
+	err := stack.During(ctx, cfg, body)
+	return errors.Join(err, cfg.State.CheckRaces(nil)) // what shows only as they stop, too
+}
+
+// attach connects t to a platform that is ready.
+func attach(t testing.TB, cfg stack.Config) *Platform {
+	t.Helper()
+	p := &Platform{
+		Kubeconfig:      cfg.State.Kubeconfig(),
+		Gateway:         cfg.Gateway(),
+		InternalGateway: cfg.InternalGateway(),
+		Registry:        cfg.Registry(),
+		NodeAddresses:   cfg.NodeAddresses,
+		state:           cfg.State,
+		observer:        supervise.Observer{StatusFile: cfg.State.Status()},
+	}
+	if err := p.connect(); err != nil {
+		t.Fatalf("connect to the platform: %v", err)
+	}
 	var err error
+	if p.mark, err = p.state.MarkLogs(); err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.WithoutWisp {
+		p.SortModule = p.Guest(t, "samples/sort/sort.c")
+	}
+	t.Cleanup(func() {
+		if err := p.state.CheckRaces(p.mark); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			p.dump(t)
+		}
+	})
+	return p
+}
+
+func (p *Platform) connect() error {
+	c, err := cluster.Connect(p.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	p.REST = c.REST
 	p.Client, err = newClient(p.REST)
 	return err
+}
+
+// Guest compiles a C file, named from the checkout's root, to a WASI command and
+// returns the module's path.
+func (p *Platform) Guest(t testing.TB, source string) string {
+	t.Helper()
+	b, err := newBuilder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := b.Guest(t.Context(), filepath.Join(b.Root, source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return module
 }
 
 // Kill ends a component with SIGKILL and waits until the supervisor has it
@@ -168,35 +239,31 @@ func (p *Platform) Kill(t testing.TB, component string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
-	before, err := p.stack.WaitFor(ctx, component, func(s supervise.Status) bool { return s.State == supervise.Ready })
-	if err == nil {
-		err = p.stack.Signal(component, unix.SIGKILL)
-	}
-	if err == nil {
-		_, err = p.stack.WaitFor(ctx, component, func(s supervise.Status) bool {
-			return s.State == supervise.Ready && s.Restarts > before.Restarts
-		})
-	}
-	if err != nil {
+	if err := p.observer.Kill(ctx, component); err != nil {
 		t.Fatalf("kill component %s: %v", component, err)
 	}
 }
 
-// Restart stops a component as a shutdown does, starts it again and waits until
-// it is ready.
+// Restart ends a component as a shutdown does and waits until the supervisor has
+// it running and ready again.
 func (p *Platform) Restart(t testing.TB, component string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
-	if err := p.stack.Restart(ctx, component); err != nil {
+	if err := p.observer.Restart(ctx, component); err != nil {
 		t.Fatalf("restart component %s: %v", component, err)
 	}
 }
 
 // Components returns the state of every component that is a process.
-func (p *Platform) Components() []supervise.Status {
+func (p *Platform) Components(t testing.TB) []supervise.Status {
+	t.Helper()
+	all, err := p.observer.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var processes []supervise.Status
-	for _, s := range p.stack.Status() {
+	for _, s := range all {
 		if s.Log != "" {
 			processes = append(processes, s)
 		}
@@ -204,73 +271,19 @@ func (p *Platform) Components() []supervise.Status {
 	return processes
 }
 
-// Events returns what the supervisor has said, a line for each event.
-func (p *Platform) Events() string { return p.events.String() }
+// Events returns what the supervisor has said since the test began, a line for
+// each event.
+func (p *Platform) Events(t testing.TB) string {
+	t.Helper()
+	return p.Log(t, stack.Supervisor)
+}
 
-// Log returns what a component has written.
+// Log returns what a component has written since the test began.
 func (p *Platform) Log(t testing.TB, component string) string {
 	t.Helper()
-	text, err := os.ReadFile(p.state.Log(component))
+	text, err := p.state.ReadLog(component, p.mark)
 	if err != nil {
-		t.Fatalf("read log: %v", err)
+		t.Fatal(err)
 	}
-	return string(text)
-}
-
-// checkRaces fails the test for what the race detector has found in wisp.
-func (p *Platform) checkRaces(t testing.TB) {
-	for _, c := range p.Components() {
-		text, err := os.ReadFile(c.Log)
-		if err != nil {
-			continue // never started
-		}
-		if _, race, found := strings.Cut(string(text), "WARNING: DATA RACE"); found {
-			t.Errorf("component %s has a data race:%s", c.Name, race[:min(len(race), maxRace)])
-		}
-	}
-}
-
-// maxRace is how much of a log is shown from a data race on, in bytes.
-const maxRace = 4 << 10
-
-// dumpLines is how much of each log a failed test shows.
-const dumpLines = 40
-
-// dump logs what may tell why a test has failed.
-func (p *Platform) dump(t testing.TB) {
-	t.Logf("--- supervisor\n%s", p.events.String())
-	for _, c := range p.Components() {
-		f, err := os.Open(c.Log)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // never started
-		}
-		if err != nil {
-			t.Log(err)
-			continue
-		}
-		lines, err := supervise.Tail(f, 0, dumpLines)
-		f.Close()
-		if err != nil {
-			t.Log(err)
-		}
-		t.Logf("--- %s (%s, %d restarts), the last lines of its log\n%s", c.Name, c.State, c.Restarts, strings.Join(lines, "\n"))
-	}
-}
-
-// eventLog keeps what a supervisor says.
-type eventLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *eventLog) add(e supervise.Event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	fmt.Fprintln(&l.text, e)
-}
-
-func (l *eventLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	return text
 }

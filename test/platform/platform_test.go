@@ -11,17 +11,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/crane"
 	appsv1 "k8s.io/api/apps/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/cert"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform"
@@ -29,78 +27,45 @@ import (
 	"github.com/wisp-serving/wisp/test/platform/stack"
 )
 
-// TestPlatform covers what the platform promises without Wisp on it.
+// TestPlatform covers what the platform promises to tests and to Wisp.
 func TestPlatform(t *testing.T) {
-	p := platform.Start(t, platform.Options{WithoutWisp: true})
+	p := platform.Start(t, platform.Options{})
 	t.Run("a service's pod is bound to the wasm node", func(t *testing.T) { testService(t, p) })
 	t.Run("the webhook refuses what Knative refuses", func(t *testing.T) { testWebhook(t, p) })
 	t.Run("a node gets its serving certificate", func(t *testing.T) { testServingCertificate(t, p) })
 	t.Run("roles have the permissions of their manifests", func(t *testing.T) { testPermissions(t, p) })
-	t.Run("a killed component comes back", func(t *testing.T) { testKill(t, p) })
 }
 
 func testService(t *testing.T, p *platform.Platform) {
-	addNode(t, p)
-	image := p.Registry + "/sort:v1"
-	img, err := crane.Image(map[string][]byte{"sort.wasm": []byte("not run here")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := crane.Push(img, image); err != nil {
-		t.Fatal(err)
-	}
-	p.Kn(t, "service", "create", "sort", "--image", image, "--no-wait")
+	namespace, image := p.Namespace(t), p.Registry+"/sort:v1"
+	digest := strings.TrimSpace(p.Wisp(t, "push", p.SortModule, image))
+	p.Kn(t, "service", "create", "sort", "-n", namespace, "--image", image, "--no-wait")
 	t.Cleanup(func() {
-		p.Kn(t, "service", "delete", "sort")
-		platform.WaitGone(t, p, &servingv1.Revision{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sort-00001"}})
+		p.Kn(t, "service", "delete", "sort", "-n", namespace)
+		platform.WaitGone(t, p, &servingv1.Revision{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sort-00001"}})
 	})
-	revision := platform.WaitFor(t, p, &servingv1.Revision{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sort-00001"}},
+	revision := platform.WaitFor(t, p, &servingv1.Revision{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sort-00001"}},
 		"have its image resolved", func(r *servingv1.Revision) bool { return len(r.Status.ContainerStatuses) > 0 })
-	digest, err := img.Digest()
-	if err != nil {
-		t.Fatal(err)
+	if got := revision.Status.ContainerStatuses[0].ImageDigest; got != digest {
+		t.Errorf("image = %s, want %s", got, digest)
 	}
-	if got, want := revision.Status.ContainerStatuses[0].ImageDigest, p.Registry+"/sort@"+digest.String(); got != want {
-		t.Errorf("image = %s, want %s", got, want)
-	}
-	deployment := platform.WaitFor(t, p, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sort-00001-deployment"}},
+	platform.WaitFor(t, p, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sort-00001-deployment"}},
 		"have made its pod", func(d *appsv1.Deployment) bool { return d.Status.Replicas == 1 })
 	var pods corev1.PodList
-	if err := p.Client.List(t.Context(), &pods); err != nil {
+	if err := p.Client.List(t.Context(), &pods, client.InNamespace(namespace)); err != nil {
 		t.Fatal(err)
 	}
 	if len(pods.Items) != 1 {
-		t.Fatalf("%d pods, want 1 of deployment %s", len(pods.Items), deployment.Name)
+		t.Fatalf("%d pods, want 1", len(pods.Items))
 	}
 	pod := platform.WaitFor(t, p, &pods.Items[0], "be bound", func(p *corev1.Pod) bool { return p.Spec.NodeName != "" })
-	if pod.Spec.NodeName != standIn || pod.Spec.RuntimeClassName == nil || *pod.Spec.RuntimeClassName != config.RuntimeClass {
-		t.Errorf("pod is on node %q with runtime class %v, want %s and %s", pod.Spec.NodeName, pod.Spec.RuntimeClassName, standIn, config.RuntimeClass)
-	}
-}
-
-const standIn = "stand-in"
-
-// addNode puts a Node in place that looks like a wasm node and does nothing.
-func addNode(t *testing.T, p *platform.Platform) {
-	t.Helper()
-	node := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: standIn, Labels: map[string]string{config.NodeLabel: "true"}},
-		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: config.NodeTaint, Value: "wisp", Effect: corev1.TaintEffectNoSchedule}}},
-	}
-	if err := p.Client.Create(t.Context(), node); err != nil {
-		t.Fatal(err)
-	}
-	node.Status.Allocatable = corev1.ResourceList{
-		corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("10"),
-	}
-	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-	if err := p.Client.Status().Update(t.Context(), node); err != nil {
-		t.Fatal(err)
+	if pod.Spec.NodeName != stack.NodeName(0) || pod.Spec.RuntimeClassName == nil || *pod.Spec.RuntimeClassName != config.RuntimeClass {
+		t.Errorf("pod is on node %q with runtime class %v, want %s and %s", pod.Spec.NodeName, pod.Spec.RuntimeClassName, stack.NodeName(0), config.RuntimeClass)
 	}
 }
 
 func testWebhook(t *testing.T, p *platform.Platform) {
-	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"}}
+	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "bad"}}
 	service.Spec.Template.Spec.Containers = []corev1.Container{{Image: "i", Lifecycle: &corev1.Lifecycle{}}}
 	err := p.Client.Create(t.Context(), service)
 	if err == nil || !strings.Contains(err.Error(), "validation.webhook.serving.knative.dev") {
@@ -178,25 +143,4 @@ func testPermissions(t *testing.T, p *platform.Platform) {
 			t.Errorf("can %s %s %s? %q, want %q", tt.who, tt.verb, tt.what, got, tt.want)
 		}
 	}
-}
-
-// testKill kills each component in turn; what was there still is.
-func testKill(t *testing.T, p *platform.Platform) {
-	key := metav1.ObjectMeta{Namespace: "default", Name: "kept"}
-	if err := p.Client.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: key, Data: map[string]string{"k": "v"}}); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range p.Components() {
-		t.Run(c.Name, func(t *testing.T) {
-			p.Kill(t, c.Name)
-			if !strings.Contains(p.Events(), c.Name+": ended: signal: killed") {
-				t.Errorf("the supervisor said nothing of it:\n%s", p.Events())
-			}
-			kept := platform.WaitFor(t, p, &corev1.ConfigMap{ObjectMeta: key}, "be readable", func(*corev1.ConfigMap) bool { return true })
-			if diff := cmp.Diff(map[string]string{"k": "v"}, kept.Data); diff != "" {
-				t.Errorf("data (-want +got):\n%s", diff)
-			}
-		})
-	}
-	p.Restart(t, "knative-controller")
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform/ports"
 	"github.com/wisp-serving/wisp/test/platform/tools"
 )
@@ -34,6 +35,10 @@ type Config struct {
 	NodeAddresses []string `json:"nodeAddresses"`
 	// WithoutWisp leaves Wisp's roles and Envoy out.
 	WithoutWisp bool `json:"withoutWisp,omitempty"`
+	// Race builds wisp with the race detector.
+	Race bool `json:"race,omitempty"`
+	// Settings change those that the platform gives the roles. They are not kept.
+	Settings Settings `json:"-"`
 	// Programs are the paths of everything that is not of this checkout.
 	Programs tools.Programs `json:"programs"`
 	// Wisp and Platform are the checkout's own programs. They are copied into
@@ -41,6 +46,17 @@ type Config struct {
 	Wisp     string `json:"wisp,omitempty"`
 	Platform string `json:"platform"`
 }
+
+// Settings change what the platform sets itself. Each may be nil.
+type Settings struct {
+	Gateway    func(*config.Gateway)
+	Autoscaler func(*config.Autoscaler)
+	// Node is called for each node.
+	Node func(*config.Node)
+}
+
+// None reports whether nothing is changed.
+func (s Settings) None() bool { return s.Gateway == nil && s.Autoscaler == nil && s.Node == nil }
 
 // The ports that a wisp node listens on at its own address: Knative's port of a
 // pod's proxy, and the kubelet API.

@@ -63,16 +63,17 @@ func Launch(ctx context.Context, cfg Config, report func(line string)) error {
 		return ctx.Err()
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("the supervisor ended before the platform was ready: %w\n%s", exit, logTail(cfg.State.Log(supervisorName)))
+		return fmt.Errorf("the supervisor ended before the platform was ready: %w\n%s", exit, logTail(cfg.State.Log(Supervisor)))
 	}
 	return err
 }
 
-const supervisorName = "supervisor"
+// Supervisor names the log of what happens to components.
+const Supervisor = "supervisor"
 
 // startDaemon starts `platform supervise` in a session of its own.
 func startDaemon(state State) (*exec.Cmd, *os.File, error) {
-	log, err := os.OpenFile(state.Log(supervisorName), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	log, err := os.OpenFile(state.Log(Supervisor), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -144,12 +143,10 @@ func (s *Stack) installPrograms() error {
 
 // writeEnv writes the file that a shell sources to use the platform.
 func (s *Stack) writeEnv() error {
-	text := fmt.Sprintf(`# Source this to use the platform in this folder.
-export KUBECONFIG=%s
-export PATH=%s:"$PATH"
-export GATEWAY=%s
-export REGISTRY=%s
-`, quote(s.state.Kubeconfig()), quote(filepath.Dir(s.state.Bin("x"))), s.cfg.Gateway(), s.cfg.Registry())
+	text := "# Source this to use the platform in this folder.\n"
+	for _, v := range s.cfg.variables() {
+		text += "export " + v.name + "=" + v.shell + "\n"
+	}
 	if err := os.WriteFile(s.state.Env(), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write env: %w", err)
 	}

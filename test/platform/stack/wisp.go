@@ -74,6 +74,9 @@ func (s *Stack) nodeConfig(i int, address string) config.Node {
 	c.DataDir = s.state.data(nodeComponent(i))
 	c.Autoscaler = "ws://" + s.local(s.cfg.Ports.AutoscalerStats)
 	c.DrainTimeout = metav1.Duration{Duration: nodeDrain}
+	if change := s.cfg.Settings.Node; change != nil {
+		change(&c)
+	}
 	return c
 }
 
@@ -88,6 +91,9 @@ func (s *Stack) gatewayConfig() config.Gateway {
 	c.Envoy.HTTPSPort = uint16(s.cfg.Ports.GatewayTLS)
 	c.Envoy.InternalAddress = s.local(s.cfg.Ports.GatewayInternal)
 	c.Envoy.AdminAddress = s.local(s.cfg.Ports.EnvoyAdmin)
+	if change := s.cfg.Settings.Gateway; change != nil {
+		change(&c)
+	}
 	return c
 }
 
@@ -97,6 +103,9 @@ func (s *Stack) autoscalerConfig() config.Autoscaler {
 	c.Cluster.Kubeconfig = s.accountKubeconfig(autoscalerAccount)
 	c.HealthAddress = s.local(s.cfg.Ports.AutoscalerHealth)
 	c.StatAddress = s.local(s.cfg.Ports.AutoscalerStats)
+	if change := s.cfg.Settings.Autoscaler; change != nil {
+		change(&c)
+	}
 	return c
 }
 

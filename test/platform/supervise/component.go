@@ -37,7 +37,7 @@ type Component struct {
 	// Ready, if set, returns nil once the process serves. It is called again and
 	// again until then, so it should not wait by itself.
 	Ready func(context.Context) error
-	// ReadyTimeout bounds the wait for Ready; 0 means a minute.
+	// ReadyTimeout bounds the wait for Ready; 0 means two minutes.
 	ReadyTimeout time.Duration
 	// StopTimeout is how long the process may take to end after SIGTERM before
 	// it is killed; 0 means 5 s.
@@ -47,7 +47,7 @@ type Component struct {
 }
 
 const (
-	defaultReadyTimeout = time.Minute
+	defaultReadyTimeout = 2 * time.Minute
 	defaultStopTimeout  = 5 * time.Second
 )
 

@@ -19,13 +19,17 @@ type StartError struct {
 
 // Error names the component and the cause, then the end of the log.
 func (e *StartError) Error() string {
+	return fmt.Sprintf("start component %s: %v%s", e.Component, e.Cause, excerpt(e.Tail, e.Log))
+}
+
+// excerpt shows the end of a log under the line that it is appended to.
+func excerpt(tail []string, log string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "start component %s: %v", e.Component, e.Cause)
-	for _, line := range e.Tail {
+	for _, line := range tail {
 		b.WriteString("\n    " + line)
 	}
-	if e.Log != "" {
-		b.WriteString("\n  the whole log: " + e.Log)
+	if log != "" {
+		b.WriteString("\n  the whole log: " + log)
 	}
 	return b.String()
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // Config configures a [Supervisor].
@@ -82,7 +81,7 @@ func New(cfg Config) (*Supervisor, error) {
 	for i, c := range cfg.Components {
 		u := &unit{
 			Component: c, s: s, index: i,
-			ready: make(chan struct{}), ended: make(chan struct{}), restart: make(chan struct{}, 1),
+			ready: make(chan struct{}), ended: make(chan struct{}),
 		}
 		st := Status{Name: c.Name, State: Waiting, Address: c.Address}
 		if c.Path != "" {
@@ -165,41 +164,6 @@ func (s *Supervisor) WaitFor(ctx context.Context, name string, ok func(Status) b
 			return st, fmt.Errorf("wait for component %s, now %s: %w", name, st.State, ctx.Err())
 		}
 	}
-}
-
-// Signal sends sig to a component's process. What it dies of is treated like
-// any death.
-func (s *Supervisor) Signal(name string, sig unix.Signal) error {
-	u, err := s.unit(name)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	p := s.status[u.index].Process
-	s.mu.Unlock()
-	if err := p.Signal(sig); err != nil {
-		return fmt.Errorf("signal component %s: %w", name, err)
-	}
-	return nil
-}
-
-// Restart stops a component as a shutdown would and starts it again, without
-// touching what depends on it. It returns when the component is ready.
-func (s *Supervisor) Restart(ctx context.Context, name string) error {
-	u, err := s.unit(name)
-	if err != nil {
-		return err
-	}
-	before, err := s.WaitFor(ctx, name, func(st Status) bool { return st.State == Ready })
-	if err != nil {
-		return err
-	}
-	select {
-	case u.restart <- struct{}{}:
-	default: // one is asked for already
-	}
-	_, err = s.WaitFor(ctx, name, func(st Status) bool { return st.State == Ready && st.Restarts > before.Restarts })
-	return err
 }
 
 func (s *Supervisor) unit(name string) (*unit, error) {

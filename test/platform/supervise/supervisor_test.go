@@ -157,15 +157,12 @@ func TestRun_restarts_and_reports_a_killed_child(t *testing.T) {
 	s, r, stop := start(t, dir, sample(dir, "a"), sample(dir, "b", "a"))
 	awaitReady(t, s)
 	before := s.Status()
-	if err := s.Signal("a", unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	got, err := s.WaitFor(ctx, "a", func(st Status) bool { return st.State == Ready && st.Restarts == 1 })
-	if err != nil {
+	if err := observe(dir).Kill(ctx, "a"); err != nil {
 		t.Fatal(err)
 	}
+	got := s.Status()[0]
 	if got.Process == before[0].Process || !got.Running() {
 		t.Errorf("process after the restart = %+v, want a new one that runs", got.Process)
 	}
@@ -178,7 +175,7 @@ func TestRun_restarts_and_reports_a_killed_child(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if r.index("a: ended: signal: killed") < 0 || r.index("a: starting again in 1ms") < 0 || r.index("a: ready again") < 0 {
+	if r.index("a: ended: signal: killed\n    child runs\n  the whole log: ") < 0 || r.index("a: starting again in 1ms") < 0 || r.index("a: ready again") < 0 {
 		t.Errorf("the death or the restart wasn't reported:\n%s", strings.Join(r.lines, "\n"))
 	}
 }
@@ -188,13 +185,32 @@ func TestRestart_waits_until_ready(t *testing.T) {
 	s, _, _ := start(t, dir, sample(dir, "a"))
 	awaitReady(t, s)
 	before := s.Status()[0]
-	if err := s.Restart(t.Context(), "a"); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := observe(dir).Restart(ctx, "a"); err != nil {
 		t.Fatal(err)
 	}
 	if after := s.Status()[0]; after.State != Ready || after.Process == before.Process || after.LastExit != "exit status 0" {
 		t.Errorf("after Restart: %+v, want a new process, the old one having ended by itself", after)
 	}
 }
+
+func TestObserver_says_what_it_waits_for(t *testing.T) {
+	dir := t.TempDir()
+	s, _, _ := start(t, dir, sample(dir, "a"))
+	awaitReady(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := observe(dir).WaitFor(ctx, "a", func(st Status) bool { return st.State == Stopped })
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "wait for component a, now ready") {
+		t.Errorf("WaitFor = %v, want that a is ready, still", err)
+	}
+	if err := observe(dir).Kill(t.Context(), "b"); err == nil || !strings.Contains(err.Error(), "component b: there is none of that name") {
+		t.Errorf("Kill of nothing = %v, want it refused", err)
+	}
+}
+
+func observe(dir string) Observer { return Observer{StatusFile: filepath.Join(dir, "status.json")} }
 
 func TestRun_fails_when_a_component_does_not_start(t *testing.T) {
 	never := func(context.Context) error { return errors.New("nobody answers") }

@@ -20,7 +20,6 @@ type unit struct {
 	dependents []*unit
 	ready      chan struct{} // closed when ready for the first time
 	ended      chan struct{} // closed when it will never run again
-	restart    chan struct{} // holds a request to restart
 }
 
 // child is one started process.
@@ -70,16 +69,12 @@ func (u *unit) keep(ctx context.Context, c *child) {
 		case <-ctx.Done():
 			u.stop(c)
 			return
-		case <-u.restart:
-			u.s.report(u, false, "restarting, as asked")
-			u.terminate(c)
-			deaths = 0
 		case <-c.exited:
 			if time.Since(c.started) > u.s.cfg.Backoff.Forget {
 				deaths = 0
 			}
 			deaths++
-			u.s.report(u, true, "ended: %s", c.exit)
+			u.s.report(u, true, "ended: %s%s", c.exit, excerpt(u.tail(c), u.log))
 			if !u.pause(ctx, deaths) {
 				u.s.update(u, func(st *Status) { st.State = Stopped })
 				return
@@ -197,6 +192,8 @@ const (
 	firstAsk   = 25 * time.Millisecond
 	slowestAsk = 250 * time.Millisecond
 	sayWaiting = 10 * time.Second
+	// askTimeout is for a machine on which everything else starts too.
+	askTimeout = 5 * time.Second
 )
 
 func (u *unit) awaitReady(ctx context.Context, c *child) error {
@@ -229,7 +226,7 @@ func (u *unit) awaitReady(ctx context.Context, c *child) error {
 
 // ask calls Ready, which may not hang.
 func (u *unit) ask(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	return u.Ready(ctx)
 }

@@ -33,6 +33,6 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(buildCommand(), guestCommand(), upCommand(), downCommand(), statusCommand(), logsCommand(), demoCommand(), superviseCommand(), registryCommand())
+	c.AddCommand(buildCommand(), guestCommand(), upCommand(), downCommand(), runCommand(), statusCommand(), logsCommand(), demoCommand(), superviseCommand(), registryCommand())
 	return c
 }

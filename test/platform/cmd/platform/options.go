@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -47,31 +49,57 @@ func newBuilder(out io.Writer) (*tools.Builder, error) {
 	return &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(out, line) }}, nil
 }
 
-// portFlags say where a platform listens: --ports, --port, --nodes and
-// --node-address.
-type portFlags struct {
-	set         string
-	single      []string
+// platformFlags say what a platform consists of and where it listens.
+type platformFlags struct {
+	ports       string
+	port        []string
 	nodes       int
 	nodeAddress string
+	withoutWisp bool
+	race        bool
 }
 
-func (f *portFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.set, "ports", "default", "`set` of ports: default, or free for ones that nobody uses")
+// add adds the flags to a command. PortSet is the default of --ports.
+func (f *platformFlags) add(c *cobra.Command, portSet string) {
+	c.Flags().StringVar(&f.ports, "ports", portSet, "`set` of ports: default, or free for ones that nobody uses")
 	var names []string
 	p := ports.Default()
 	for _, s := range p.Settings() {
 		names = append(names, s.Name)
 	}
-	c.Flags().StringArrayVar(&f.single, "port", nil, "one port, as `NAME=NUMBER`; names are "+strings.Join(names, ", "))
+	c.Flags().StringArrayVar(&f.port, "port", nil, "one port, as `NAME=NUMBER`; names are "+strings.Join(names, ", "))
 	c.Flags().IntVar(&f.nodes, "nodes", 1, "`number` of wisp nodes")
 	c.Flags().StringVar(&f.nodeAddress, "node-address", "", "loopback `address` of the first wisp node, the others' count up from it (default "+stack.DefaultNodeAddress+")")
+	c.Flags().BoolVar(&f.withoutWisp, "without-wisp", false, "leave Wisp's roles and Envoy out")
+	c.Flags().BoolVar(&f.race, "race", false, "build wisp with the race detector")
 }
 
-// choose sets the ports and the nodes' addresses.
-func (f *portFlags) choose(cfg *stack.Config) error {
+// configure builds what is missing and makes the configuration of a platform in
+// state.
+func (f *platformFlags) configure(ctx context.Context, state stack.State, out io.Writer) (stack.Config, error) {
+	cfg := stack.Config{State: state, WithoutWisp: f.withoutWisp, Race: f.race}
+	// Before minutes of building: what can't work should be said at once.
+	if err := f.choosePorts(&cfg); err != nil {
+		return cfg, err
+	}
+	if err := errors.Join(cfg.Validate(), cfg.CheckPorts()); err != nil {
+		return cfg, err
+	}
+	b, err := newBuilder(out)
+	if err != nil {
+		return cfg, err
+	}
+	if err := cfg.AddPrograms(ctx, b); err != nil {
+		return cfg, err
+	}
+	cfg.Platform, err = os.Executable()
+	return cfg, err
+}
+
+// choosePorts sets the ports and the nodes' addresses.
+func (f *platformFlags) choosePorts(cfg *stack.Config) error {
 	cfg.Ports = ports.Default()
-	switch f.set {
+	switch f.ports {
 	case "default":
 	case "free":
 		var err error
@@ -79,9 +107,9 @@ func (f *portFlags) choose(cfg *stack.Config) error {
 			return err
 		}
 	default:
-		return fmt.Errorf("--ports = %q, must be default or free", f.set)
+		return fmt.Errorf("--ports = %q, must be default or free", f.ports)
 	}
-	for _, s := range f.single {
+	for _, s := range f.port {
 		name, text, _ := strings.Cut(s, "=")
 		number, err := strconv.Atoi(text)
 		if err != nil {
@@ -92,7 +120,7 @@ func (f *portFlags) choose(cfg *stack.Config) error {
 		}
 	}
 	var err error
-	if f.set == "free" && f.nodeAddress == "" {
+	if f.ports == "free" && f.nodeAddress == "" {
 		cfg.NodeAddresses, err = stack.FreeNodeAddresses(cfg.Ports, f.nodes)
 	} else {
 		cfg.NodeAddresses, err = stack.NodeAddresses(cmp.Or(f.nodeAddress, stack.DefaultNodeAddress), f.nodes)

@@ -16,36 +16,27 @@ import (
 	"github.com/wisp-serving/wisp/test/platform/supervise"
 )
 
-// upOptions are the flags of `platform up`.
-type upOptions struct {
-	state       string
-	ports       portFlags
-	withoutWisp bool
-	race        bool
-}
-
 func upCommand() *cobra.Command {
-	var o upOptions
+	var dir string
+	var flags platformFlags
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Build what is missing, start everything and wait until it is ready",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return up(c.Context(), o, c.OutOrStdout())
+			state, err := openState(dir)
+			if err != nil {
+				return err
+			}
+			return up(c.Context(), state, flags, c.OutOrStdout())
 		},
 	}
-	stateFlag(c, &o.state)
-	o.ports.add(c)
-	c.Flags().BoolVar(&o.withoutWisp, "without-wisp", false, "leave Wisp's roles and Envoy out")
-	c.Flags().BoolVar(&o.race, "race", false, "build wisp with the race detector")
+	stateFlag(c, &dir)
+	flags.add(c, "default")
 	return c
 }
 
-func up(ctx context.Context, o upOptions, out io.Writer) error {
-	state, err := openState(o.state)
-	if err != nil {
-		return err
-	}
+func up(ctx context.Context, state stack.State, flags platformFlags, out io.Writer) error {
 	if running, err := alreadyUp(state); err != nil || running {
 		if running {
 			fmt.Fprintf(out, "a platform runs in %s already; `platform status` shows it, `platform down` stops it\n", shown(state.Dir))
@@ -55,7 +46,7 @@ func up(ctx context.Context, o upOptions, out io.Writer) error {
 	if _, err := stack.Stop(ctx, state); err != nil { // what a dead supervisor left
 		return err
 	}
-	cfg, err := configure(ctx, o, state, out)
+	cfg, err := flags.configure(ctx, state, out)
 	if err != nil {
 		return err
 	}
@@ -66,33 +57,6 @@ func up(ctx context.Context, o upOptions, out io.Writer) error {
 	fmt.Fprintf(out, "ready after %s\n", time.Since(begun).Round(100*time.Millisecond))
 	describe(cfg, out)
 	return nil
-}
-
-// configure builds what is missing and makes the configuration.
-func configure(ctx context.Context, o upOptions, state stack.State, out io.Writer) (stack.Config, error) {
-	cfg := stack.Config{State: state, WithoutWisp: o.withoutWisp}
-	if err := o.ports.choose(&cfg); err != nil {
-		return cfg, err
-	}
-	// Before minutes of building: what can't work should be said at once.
-	if err := errors.Join(cfg.Validate(), cfg.CheckPorts()); err != nil {
-		return cfg, err
-	}
-	b, err := newBuilder(out)
-	if err != nil {
-		return cfg, err
-	}
-	cfg.Root = b.Root
-	if cfg.Programs, err = b.Build(ctx); err != nil {
-		return cfg, err
-	}
-	if !o.withoutWisp {
-		if cfg.Wisp, err = b.Wisp(ctx, o.race); err != nil {
-			return cfg, err
-		}
-	}
-	cfg.Platform, err = os.Executable()
-	return cfg, err
 }
 
 func alreadyUp(state stack.State) (bool, error) {
