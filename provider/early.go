@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
@@ -19,6 +20,7 @@ import (
 type template struct {
 	spec  podspec.Spec
 	image oci.Image
+	pod   *corev1.Pod
 }
 
 // revisionKey names a revision for certain. A name comes again with another
@@ -38,6 +40,8 @@ type earlyStarts struct {
 	runtime Runtime
 	router  Router
 	lease   time.Duration
+	source  podspec.Source
+	facts   func() podspec.Facts
 	log     *zap.SugaredLogger
 
 	mu        sync.Mutex
@@ -61,11 +65,13 @@ type earlyFunction struct {
 	taken chan struct{}
 }
 
-func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, log *zap.SugaredLogger) *earlyStarts {
+func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, source podspec.Source, facts func() podspec.Facts, log *zap.SugaredLogger) *earlyStarts {
 	return &earlyStarts{
 		runtime:   runtime,
 		router:    router,
 		lease:     lease,
+		source:    source,
+		facts:     facts,
 		log:       log,
 		templates: make(map[revisionKey]template),
 		functions: make(map[revisionKey]*earlyFunction),
@@ -140,14 +146,23 @@ func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 
 func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, error) {
 	t, revision := ef.template, ef.template.spec.Revision
+	container := t.spec.Containers[0]
+	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.source)
+	if err != nil {
+		return nil, fmt.Errorf("start revision %s: %w", revision, err)
+	}
+	spec, err := sandboxSpec(ef.id, t.image, t.spec, container, resolved)
+	if err != nil {
+		return nil, fmt.Errorf("start revision %s: %w", revision, err)
+	}
 	log := guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)}
-	spec := sandboxSpec(ef.id, t.image, t.spec, log)
+	spec.Stdout, spec.Stderr = log, log
 	spec.Proven = true // as a template: it was admitted after it had started
 	sb, err := e.runtime.Start(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference}, nil
+	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI)}, nil
 }
 
 // live holds the function until a Pod takes it or the lease ends.

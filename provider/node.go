@@ -66,6 +66,7 @@ func (p *Provider) register(ctx context.Context, pods *node.PodController, nodes
 	case <-ctx.Done():
 		return nil
 	}
+	p.sweep()
 	done := make(chan error, 1)
 	go func() { done <- nodes.Run(ctx) }()
 	select {
@@ -96,9 +97,10 @@ func (p *Provider) podController() (*node.PodController, informers.SharedInforme
 	}
 	unused := informers.NewSharedInformerFactory(p.cfg.Client, 0).Core().V1()
 	pods, err := node.NewPodController(node.PodControllerConfig{
-		PodClient:                            p.cfg.Client.CoreV1(),
-		PodInformer:                          mine.Core().V1().Pods(),
-		EventRecorder:                        p.recorder,
+		PodClient:   p.cfg.Client.CoreV1(),
+		PodInformer: mine.Core().V1().Pods(),
+		// Its own events, two for each pod, say nothing that the pod's don't.
+		EventRecorder:                        &record.FakeRecorder{},
 		Provider:                             p,
 		ConfigMapInformer:                    unused.ConfigMaps(),
 		SecretInformer:                       unused.Secrets(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,86 +12,82 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/wisp-serving/wisp/provider/podlife"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/podstatus"
-	"github.com/wisp-serving/wisp/runtime"
-	"github.com/wisp-serving/wisp/runtime/sandbox"
-)
-
-// A kubelet's back-off for images and containers (kubernetes
-// pkg/kubelet/kubelet.go).
-const (
-	firstBackOff = 10 * time.Second
-	maxBackOff   = 5 * time.Minute
 )
 
 // removeTimeout bounds the wait for the API server at a pod's end.
 const removeTimeout = 10 * time.Second
 
-// errDeleted is the cause that ends a pod's life for good.
-var errDeleted = errors.New("the pod was deleted")
+var (
+	// errDeleted is the cause that ends a pod's life for good.
+	errDeleted = errors.New("the pod was deleted")
+	// errDeadline is the cause that ends its containers when the pod has been
+	// active for as long as it may.
+	errDeadline = errors.New("the pod was active on the node longer than the specified deadline")
+	// errDone is the cause that ends sidecars when the other containers have ended.
+	errDone = errors.New("the pod's other containers have ended")
+)
 
 // pod is one pod's life on this node.
 type pod struct {
 	provider *Provider
 	name     types.NamespacedName
 	uid      types.UID
-	accepted time.Time
 	log      *zap.SugaredLogger
 	// end ends the life: for good if the cause is errDeleted.
 	end context.CancelCauseFunc
-	// killed ends the requests that still run when the grace period is over.
+	// killed ends what still runs when the grace period is over.
 	killed context.Context
 	kill   context.CancelFunc
 
 	// telling keeps the order of what virtual-kubelet is told.
 	telling sync.Mutex
 
-	mu       sync.Mutex
-	api      *corev1.Pod // never changed in place
-	state    podstatus.State
+	mu         sync.Mutex
+	api        *corev1.Pod // never changed in place
+	accepted   time.Time
+	containers []podlife.Container // init containers first
+	// fail ends the containers; nil while there are none to end.
+	fail context.CancelCauseFunc
+	// failed is errDeadline once it holds.
+	failed   error
+	deadline *time.Timer
+	ending   bool      // nothing runs again
 	killAt   time.Time // zero: no grace period runs
 	killThen *time.Timer
 }
 
 func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
-	now := time.Now()
 	it := &pod{
 		provider: p,
 		name:     nameOf(api),
 		uid:      api.UID,
-		accepted: now,
+		accepted: time.Now(),
 		log:      p.cfg.Log.With("namespace", api.Namespace, "pod", api.Name),
 		end:      end,
 		api:      api,
 	}
+	if start := api.Status.StartTime; start != nil {
+		it.accepted = start.Time // by an earlier process of this node
+	}
 	it.killed, it.kill = context.WithCancel(context.Background())
-	it.state = it.complete(podstatus.State{Phase: corev1.PodPending, Reason: podstatus.ReasonCreating})
+	it.containers = p.recall(api)
 	return it
 }
 
-// function is a sandbox that takes requests as a target of the router.
-type function struct {
-	*sandbox.Sandbox
-	target  types.UID
-	imageID string
-}
-
-// live runs the pod: pull, start, serve, end. It returns when nothing of the
-// pod is left on this node.
+// live runs the pod to its end. It returns when nothing of the pod is left on
+// this node.
 func (p *pod) live(ctx context.Context) {
 	defer p.release()
 	p.provider.publish(p)
-	spec, err := podspec.Parse(p.object())
-	if err != nil {
-		p.wait(ctx, podstatus.ReasonConfigError, err, false)
-	} else if f := p.start(ctx, spec); f != nil {
-		p.serve(ctx, spec, f)
-	}
+	p.work(ctx)
+	<-ctx.Done()
 	if !errors.Is(context.Cause(ctx), errDeleted) {
 		return // The node stops: the pod lives on in the API, for its next start.
 	}
-	p.enter(podstatus.State{Phase: corev1.PodSucceeded})
+	p.provider.discard(p.uid)
 	remove, cancel := context.WithTimeout(context.Background(), removeTimeout)
 	defer cancel()
 	if err := p.provider.removeFromAPI(remove, p.name, p.uid); err != nil {
@@ -98,117 +95,121 @@ func (p *pod) live(ctx context.Context) {
 	}
 }
 
-// start returns the running function, adopted or new, or nil once ctx has ended
-// without one.
-func (p *pod) start(ctx context.Context, spec podspec.Spec) *function {
-	if f := p.provider.early.adopt(ctx, spec); f != nil {
-		p.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
-		return f
-	}
-	delay := firstBackOff
-	for {
-		f, err := p.attempt(ctx, spec)
-		switch {
-		case err == nil:
-			return f
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, runtime.ErrUnusable):
-			p.event(corev1.EventTypeWarning, "Failed", err.Error())
-			p.wait(ctx, podstatus.ReasonCreateError, err, true)
-			return nil
-		}
-		if !p.backOff(ctx, err, delay) {
-			return nil
-		}
-		delay = min(2*delay, maxBackOff)
-	}
-}
-
-// attempt pulls and starts once.
-func (p *pod) attempt(ctx context.Context, spec podspec.Spec) (*function, error) {
-	began := time.Now()
-	p.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", spec.Image))
-	image, err := p.provider.cfg.Runtime.Pull(ctx, spec.Image)
+// work runs the pod's containers until none of them runs again, or ctx ends.
+func (p *pod) work(ctx context.Context) {
+	spec, err := podspec.Parse(p.object())
 	if err != nil {
-		return nil, err
+		p.refuse(ctx, err)
+		return
 	}
-	p.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s", spec.Image, time.Since(began).Round(time.Millisecond)))
-
-	id := p.name.String() + "/" + string(p.uid)
-	sb, err := p.provider.cfg.Runtime.Start(ctx, sandboxSpec(id, image, spec, guestLog{p.log}))
-	if err != nil {
-		return nil, err
-	}
-	p.event(corev1.EventTypeNormal, "Started", "Started container "+spec.Container)
-	p.provider.early.admit(template{spec: spec, image: image})
-	f := &function{Sandbox: sb, target: p.uid, imageID: image.Reference}
-	p.provider.cfg.Router.Add(spec.Revision, f.target, spec.Concurrency, sb)
-	return f, nil
-}
-
-// serve reports the pod ready and, when ctx ends, drains it.
-func (p *pod) serve(ctx context.Context, spec podspec.Spec, f *function) {
-	now := time.Now()
-	p.enter(podstatus.State{Phase: corev1.PodRunning, Started: now, ImageID: f.imageID})
-	p.log.Infow("pod started", "image", f.imageID, "took", now.Sub(p.accepted))
-
-	<-ctx.Done()
-	drained := p.provider.cfg.Router.Remove(spec.Revision, f.target)
-	if errors.Is(context.Cause(ctx), errDeleted) {
-		p.event(corev1.EventTypeNormal, "Killing", "Stopping container "+spec.Container)
-	} else {
-		p.killAfter(p.provider.cfg.Node.DrainTimeout.Duration)
-	}
-	closeSandbox(p.killed, drained, f.Sandbox, p.log)
-}
-
-// backOff reports why the last attempt failed and waits before the next. It
-// returns false if ctx ended.
-func (p *pod) backOff(ctx context.Context, err error, delay time.Duration) bool {
-	reason, later := podstatus.ReasonCreateError, podstatus.ReasonCreateError
-	if errors.Is(err, runtime.ErrImagePull) {
-		reason, later = podstatus.ReasonErrImagePull, podstatus.ReasonPullBackOff
-	}
-	p.event(corev1.EventTypeWarning, "Failed", err.Error())
-	p.enter(podstatus.State{Phase: corev1.PodPending, Reason: reason, Message: err.Error()})
-	p.event(corev1.EventTypeNormal, "BackOff", fmt.Sprintf("Trying again in %s", delay))
-	p.enter(podstatus.State{Phase: corev1.PodPending, Reason: later, Message: err.Error()})
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// wait reports what the pod will wait for until it is deleted. It is never
-// Failed: its ReplicaSet would replace it at once, and again.
-func (p *pod) wait(ctx context.Context, reason string, err error, neverStarts bool) {
-	p.enter(podstatus.State{Phase: corev1.PodPending, Reason: reason, Message: err.Error(), NeverStarts: neverStarts})
-	p.log.Warnw("pod cannot run", "reason", reason, "error", err)
-	<-ctx.Done()
-}
-
-// enter sets the state and publishes it.
-func (p *pod) enter(s podstatus.State) {
+	work, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	p.mu.Lock()
-	if s.Phase == corev1.PodSucceeded {
-		s.Started, s.ImageID = p.state.Started, p.state.ImageID
-	}
-	p.state = p.complete(s)
+	p.fail = fail
+	p.limit()
 	p.mu.Unlock()
+	defer context.AfterFunc(work, p.stopping(work))()
+
+	p.runContainers(work, spec)
+	p.conclude(ctx)
+}
+
+// stopping returns what marks the pod as one of which nothing runs again, if it
+// is not just the node that stops.
+func (p *pod) stopping(work context.Context) func() {
+	return func() {
+		cause := context.Cause(work)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.ending = p.ending || errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline)
+		if errors.Is(cause, errDeadline) {
+			p.failed = errDeadline
+		}
+	}
+}
+
+// runContainers runs the init containers in their order, then the others at
+// once, and returns when all have ended.
+func (p *pod) runContainers(ctx context.Context, spec podspec.Spec) {
+	var sidecars sync.WaitGroup
+	beside, endSidecars := context.WithCancelCause(ctx)
+	defer sidecars.Wait()
+	defer endSidecars(errDone)
+	for _, c := range spec.Init {
+		it := newContainer(p, spec, c)
+		if !c.Sidecar() {
+			if !it.live(ctx) {
+				return
+			}
+			continue
+		}
+		sidecars.Go(func() { it.live(beside) })
+		select {
+		case <-it.started:
+		case <-ctx.Done():
+			return
+		}
+	}
+	p.initialized()
+	var mains sync.WaitGroup
+	for i, c := range spec.Containers {
+		it := newContainer(p, spec, c)
+		it.serves = spec.IsRevision() && i == spec.Server()
+		mains.Go(func() { it.live(ctx) })
+	}
+	mains.Wait()
+}
+
+// initialized tells the main containers' statuses that they are next.
+func (p *pod) initialized() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, c := range p.containers {
+		if !c.Init && c.Reason == podlife.ReasonInitializing {
+			p.containers[i].Reason = podlife.ReasonCreating
+		}
+	}
+}
+
+// conclude reports the pod's end if it is over, or its containers' end if the
+// pod was deleted.
+func (p *pod) conclude(ctx context.Context) {
+	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), errDeleted) {
+		return
+	}
 	p.provider.publish(p)
 }
 
-// complete adds what all states of the pod share.
-func (p *pod) complete(s podstatus.State) podstatus.State {
-	s.Since = time.Now()
-	s.Accepted = p.accepted
-	s.NodeIP = p.provider.cfg.Node.Address
-	return s
+// refuse reports what keeps the pod from running until it is deleted. It is
+// never Failed: its ReplicaSet would replace it at once, and again.
+func (p *pod) refuse(ctx context.Context, err error) {
+	p.mu.Lock()
+	for i, c := range p.containers {
+		p.containers[i] = c.Wait(podlife.ReasonConfigError, err.Error())
+	}
+	p.mu.Unlock()
+	p.event(corev1.EventTypeWarning, "", "Failed", err.Error())
+	p.log.Warnw("pod cannot run", "error", err)
+	p.provider.publish(p)
+	<-ctx.Done()
+}
+
+// limit starts or restarts the clock of the pod's active deadline. mu is held.
+func (p *pod) limit() {
+	if p.deadline != nil {
+		p.deadline.Stop()
+	}
+	seconds := p.api.Spec.ActiveDeadlineSeconds
+	if seconds == nil || p.fail == nil {
+		return
+	}
+	fail := p.fail
+	left := time.Until(p.accepted.Add(time.Duration(*seconds) * time.Second))
+	p.deadline = time.AfterFunc(left, func() {
+		p.event(corev1.EventTypeNormal, "", "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+		p.killAfter(podspec.Grace(&p.current().Spec))
+		fail(errDeadline)
+	})
 }
 
 // object returns the pod with its present status. The caller owns it.
@@ -221,19 +222,47 @@ func (p *pod) object() *corev1.Pod {
 	if current, err := p.provider.lister.Pods(p.name.Namespace).Get(p.name.Name); err == nil && current.UID == p.uid {
 		api.Status = current.Status
 	}
-	api.Status = podstatus.Of(api, p.state)
+	api.Status = podstatus.Of(api, p.state())
 	return api
+}
+
+// state returns the pod's present state; mu is held.
+func (p *pod) state() podstatus.State {
+	s := podstatus.State{
+		Containers: p.containers,
+		Accepted:   p.accepted,
+		Now:        time.Now(),
+		PodIPs:     p.provider.addresses(),
+		HostIPs:    p.provider.addresses(),
+	}
+	s.Phase = podlife.Phase(p.containers, p.api.Spec.RestartPolicy, p.ending)
+	running := slices.ContainsFunc(p.containers, func(c podlife.Container) bool { return c.State == podlife.Running })
+	if p.failed != nil && !running {
+		s.Phase, s.Reason, s.Message = corev1.PodFailed, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+	}
+	return s
+}
+
+// current returns the pod as the API had it last, which nobody changes.
+func (p *pod) current() *corev1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.api
 }
 
 func (p *pod) update(api *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.api = api
+	p.limit()
 }
 
-// delete ends the life for good; requests that run may take grace. Called
-// again, the earlier end holds.
+// delete ends the life for good; what runs may take grace. Called again, the
+// earlier end holds.
 func (p *pod) delete(grace time.Duration) {
+	p.mu.Lock()
+	p.ending = true
+	p.mu.Unlock()
 	p.killAfter(grace)
 	p.end(errDeleted)
 }
@@ -255,13 +284,25 @@ func (p *pod) killAfter(grace time.Duration) {
 func (p *pod) release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.killThen != nil {
-		p.killThen.Stop()
+	for _, timer := range []*time.Timer{p.killThen, p.deadline} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	p.kill()
 	p.end(nil)
 }
 
-func (p *pod) event(kind, reason, message string) {
-	p.provider.recorder.Event(p.object(), kind, reason, message)
+// event records one of the pod, or of one of its containers if path, as
+// "spec.containers{name}", is not empty.
+func (p *pod) event(kind, path, reason, message string) {
+	ref := &corev1.ObjectReference{
+		APIVersion: "v1", Kind: "Pod",
+		Namespace: p.name.Namespace, Name: p.name.Name, UID: p.uid,
+		FieldPath: path,
+	}
+	p.provider.recorder.Event(ref, kind, reason, message)
 }
+
+// String names the pod as a kubelet's messages do.
+func (p *pod) String() string { return fmt.Sprintf("%s_%s(%s)", p.name.Name, p.name.Namespace, p.uid) }

@@ -75,6 +75,7 @@ func (c Config) validate() error {
 // PodLifecycleHandler and PodNotifier; its methods are safe for concurrent use.
 type Provider struct {
 	cfg      Config
+	source   source
 	early    *earlyStarts
 	recorder record.EventRecorder
 	ready    chan struct{}
@@ -98,11 +99,12 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{
 		cfg:    cfg,
+		source: source{cfg.Client},
 		ready:  make(chan struct{}),
 		pods:   make(map[types.UID]*pod),
 		byName: make(map[types.NamespacedName]*pod),
 	}
-	p.early = newEarlyStarts(cfg.Runtime, cfg.Router, cfg.Node.EarlyStartLease.Duration, cfg.Log)
+	p.early = newEarlyStarts(cfg.Runtime, cfg.Router, cfg.Node.EarlyStartLease.Duration, p.source, p.facts, cfg.Log)
 	return p, nil
 }
 
@@ -156,6 +158,7 @@ func (p *Provider) UpdatePod(ctx context.Context, api *corev1.Pod) error {
 func (p *Provider) DeletePod(ctx context.Context, api *corev1.Pod) error {
 	it, ok := p.find(api.UID)
 	if !ok {
+		p.discard(api.UID)
 		return p.removeFromAPI(ctx, nameOf(api), api.UID)
 	}
 	it.update(api)

@@ -27,7 +27,6 @@ import (
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podspec"
-	"github.com/wisp-serving/wisp/provider/podstatus"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
@@ -117,6 +116,7 @@ type stand struct {
 	client   *fake.Clientset
 	router   *router
 	registry string
+	dir      string // the node's
 	stop     func()
 }
 
@@ -124,7 +124,7 @@ func newStand(t *testing.T) *stand {
 	t.Helper()
 	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
 	t.Cleanup(server.Close)
-	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://")}
+	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), dir: t.TempDir()}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
 	s.client.PrependReactor("update", "pods", s.update)
 	s.start(t)
@@ -172,7 +172,7 @@ func (s *stand) start(t *testing.T) {
 	t.Helper()
 	log := zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)).Sugar()
 	cfg := config.DefaultNode()
-	cfg.DataDir = t.TempDir()
+	cfg.DataDir = s.dir
 	cfg.EarlyStartLease.Duration = time.Hour
 	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, Guest: cfg.Guest, Log: log})
 	if err != nil {
@@ -381,7 +381,7 @@ func TestStatus(t *testing.T) {
 	}
 
 	put("uid-1")
-	it.enter(podstatus.State{Phase: corev1.PodRunning})
+	p.publish(it)
 	if len(published) != 1 || published[0].Status.Conditions[0].Type != "example.com/gate" {
 		t.Fatalf("got %d published, want one status with the condition that another has set", len(published))
 	}
@@ -392,12 +392,12 @@ func TestStatus(t *testing.T) {
 		put("uid-2")
 		notify(api)
 	}
-	it.enter(podstatus.State{Phase: corev1.PodRunning})
+	p.publish(it)
 	if last := published[len(published)-1]; last.UID != "uid-2" {
 		t.Errorf("got the status of %s told last, want that of uid-2, which has the name", last.UID)
 	}
 	published = published[:1]
-	it.enter(podstatus.State{Phase: corev1.PodSucceeded})
+	p.publish(it)
 	if len(published) != 1 {
 		t.Errorf("got %s published for a pod whose name another has taken", published[1].Status.Phase)
 	}
@@ -582,7 +582,7 @@ func TestEarlyStart(t *testing.T) {
 		if f := s.early.adopt(t.Context(), specOf(t, foreign)); f != nil {
 			t.Errorf("the foreign pod adopted %s", f.target)
 		}
-		s.early.admit(template{spec: specOf(t, foreign)})
+		s.early.admit(template{spec: specOf(t, foreign), pod: foreign})
 		if got := s.early.templates[revisionKey{revision, "rev"}].spec.Revision; got != revision {
 			t.Errorf("got the template of %s for %s", got, revision)
 		}
@@ -630,9 +630,12 @@ func (r slowRuntime) Start(context.Context, sandbox.Spec) (*sandbox.Sandbox, err
 func TestStopWaitsForTheStartsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rt := slowRuntime{release: make(chan struct{})}
-		e := newEarlyStarts(rt, nil, time.Hour, zaptest.NewLogger(t).Sugar())
-		spec := podspec.Spec{Revision: types.NamespacedName{Namespace: "default", Name: "sort-00001"}, RevisionUID: "rev", EarlyStart: true}
-		e.admit(template{spec: spec})
+		e := newEarlyStarts(rt, nil, time.Hour, nil, func() podspec.Facts { return podspec.Facts{} }, zaptest.NewLogger(t).Sugar())
+		spec := podspec.Spec{
+			Revision: types.NamespacedName{Namespace: "default", Name: "sort-00001"}, RevisionUID: "rev", EarlyStart: true,
+			Containers: []podspec.Container{{Container: &corev1.Container{Name: "user-container"}}},
+		}
+		e.admit(template{spec: spec, pod: &corev1.Pod{}})
 		go func() { _ = e.start(t.Context(), keyOf(spec)) }()
 		synctest.Wait()
 		stopped := make(chan struct{})

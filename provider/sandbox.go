@@ -1,38 +1,82 @@
 package provider
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"path"
 	"strings"
 
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
 
-// sandboxSpec says how to run image as the pod wants it.
-func sandboxSpec(id string, image oci.Image, spec podspec.Spec, log guestLog) sandbox.Spec {
-	args := spec.Args
-	if args == nil {
-		args = image.Args
-	}
-	abi := spec.ABI
-	if abi == "" {
-		abi = image.Labels[config.ABIAnnotation]
+// sandboxSpec says how to run image as the container of the pod wants it.
+func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Container, resolved podspec.Resolved) (sandbox.Spec, error) {
+	argv0, args, err := commandLine(image, c, resolved)
+	if err != nil {
+		return sandbox.Spec{}, err
 	}
 	return sandbox.Spec{
 		ID:     id,
 		Module: image.ModuleDigest,
-		Argv0:  image.FileName(),
+		Argv0:  argv0,
 		Args:   args,
-		// The pod's variables come last: of two with one name, the last holds.
-		Env:    append(append([]string(nil), image.Env...), spec.Env...),
-		ABI:    abi,
-		Stdout: log,
-		Stderr: log,
+		Env:    environment(image, c, resolved),
+		ABI:    abi(image, pod),
+	}, nil
+}
+
+// abi is how requests reach the guest. A pod that is no revision's has none, but
+// for those that it listens for.
+func abi(image oci.Image, pod podspec.Spec) string {
+	chosen := cmp.Or(pod.ABI, image.Labels[config.ABIAnnotation])
+	if !pod.IsRevision() && answersRequests(chosen) {
+		return guest.ABICommand
 	}
+	return chosen
+}
+
+// answersRequests is whether each request gets an instance of its own.
+func answersRequests(abi string) bool { return abi == guest.ABIArgv || abi == "cgi" }
+
+// commandLine returns the guest's arguments, by the rules of ENTRYPOINT and CMD.
+func commandLine(image oci.Image, c podspec.Container, resolved podspec.Resolved) (argv0 string, args []string, err error) {
+	if len(resolved.Command) == 0 {
+		if resolved.Args != nil {
+			return image.FileName(), resolved.Args, nil
+		}
+		return image.FileName(), image.Args, nil
+	}
+	argv0 = resolved.Command[0]
+	if !namesModule(image, cmp.Or(c.WorkingDir, image.WorkingDir), argv0) {
+		return "", nil, api.Unusable(fmt.Errorf("%s.command[0] = %q, must name the image's module, /%s", c.Path, argv0, image.ModulePath))
+	}
+	return argv0, append(resolved.Command[1:len(resolved.Command):len(resolved.Command)], resolved.Args...), nil
+}
+
+// namesModule is whether a command finds the image's module, as execvp would
+// with the root as its $PATH.
+func namesModule(image oci.Image, workingDir, command string) bool {
+	if strings.Contains(command, "/") && !path.IsAbs(command) {
+		command = path.Join(workingDir, command)
+	}
+	command = path.Clean("/" + command)
+	return command == path.Clean("/"+image.ModulePath)
+}
+
+// environment returns the guest's variables: what a container runtime sets, the
+// image's, the pod's. Of two with one name, the last holds.
+func environment(image oci.Image, c podspec.Container, resolved podspec.Resolved) []string {
+	env := []string{"PWD=" + cmp.Or(c.WorkingDir, image.WorkingDir, "/")}
+	env = append(env, image.Env...)
+	return append(env, resolved.Env...)
 }
 
 // closeSandbox lets requests finish until ctx ends, then ends them: those that

@@ -1,9 +1,14 @@
 // Package podspec reads from a Pod what the node needs to run it, or names
-// every field that wasm cannot honour. It is pure: no I/O, no clock.
+// every field that wasm cannot honour.
+//
+// [Parse] is pure: no I/O, no clock. What a container's environment takes from
+// ConfigMaps, Secrets and the node is looked up later, each time the container
+// starts, by [Container.Resolve] through a [Source].
 package podspec
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,34 +25,57 @@ import (
 // its contract itself and never pulls its image.
 const QueueProxy = "queue-proxy"
 
-// tokenPath is where the ServiceAccount admission mounts its token. A guest has
-// no file system to see it in, and a pod that mounts nothing else loses
-// nothing.
-const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
-
-// Spec is a pod of a Knative revision as the node runs it.
+// Spec is a pod as the node runs it.
 type Spec struct {
+	// Revision names the pod's Knative revision. Both are empty for a pod that is
+	// no revision's.
 	Revision    types.NamespacedName
 	RevisionUID types.UID
 	// TemplateHash tells pod templates of one revision apart.
 	TemplateHash string
-
-	// Container is the user container's name.
-	Container string
-	Image     string
-	// Args replace the image's, unless nil; references are expanded.
-	Args []string
-	// Env is "KEY=value" in the pod's order, references expanded.
-	Env []string
-	// ABI is the pod's choice, empty for the image's own.
-	ABI string
 	// Concurrency is the revision's containerConcurrency; 0 is any number.
 	Concurrency int
-	// EarlyStart is whether the function may start ahead of a Pod.
+	// EarlyStart is whether the function may start ahead of a Pod: the revision
+	// doesn't ask to wait, and nothing it is started with belongs to one Pod.
 	EarlyStart bool
-	// Grace is how long its requests may run on when it ends; Knative sets it to
-	// the revision's timeout.
+	// QueueProxy is the sidecar's readiness probe of the user's container, which
+	// Knative has moved there; nil if there is none.
+	QueueProxy *corev1.Probe
+
+	// Init run before the others, one after another; Containers run at once. The
+	// sidecar is among neither.
+	Init, Containers []Container
+	// Volumes are the pod's, by name.
+	Volumes map[string]corev1.Volume
+	// Restart says what becomes of a container that has ended.
+	Restart corev1.RestartPolicy
+	// Grace is how long the pod may take to end; Knative sets it to the
+	// revision's timeout.
 	Grace time.Duration
+	// ABI is the pod's choice, empty for the image's own.
+	ABI string
+}
+
+// Server is the index of the container that takes the revision's requests: the
+// only one, or that which names a port, as Knative has it.
+func (s Spec) Server() int {
+	i := slices.IndexFunc(s.Containers, func(c Container) bool { return len(c.Ports) > 0 })
+	return max(i, 0)
+}
+
+// IsRevision is whether Knative's request path brings the pod its requests.
+func (s Spec) IsRevision() bool { return s.Revision.Name != "" }
+
+// Container is one container of a Spec.
+type Container struct {
+	*corev1.Container
+	// Path is where it is in its pod, "spec.containers[0]".
+	Path string
+}
+
+// Sidecar is whether an init container runs on beside the others.
+func (c Container) Sidecar() bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 // Unsupported says which fields keep a pod from running.
@@ -58,41 +86,53 @@ func (u *Unsupported) Error() string {
 }
 
 // Parse returns the pod's Spec, or an *Unsupported that names every field in
-// its way, so that one edit mends them all.
+// its way, so that one edit mends them all. The Spec refers to pod, which must
+// not change any more.
 func Parse(pod *corev1.Pod) (Spec, error) {
 	var found unsupported
-	user, proxy := containers(pod, &found)
-	found.pod(&pod.Spec)
-	if user == nil || proxy == nil {
-		return Spec{}, &Unsupported{Fields: found}
+	spec := Spec{
+		Volumes: make(map[string]corev1.Volume, len(pod.Spec.Volumes)),
+		Restart: pod.Spec.RestartPolicy,
+		Grace:   Grace(&pod.Spec),
+		ABI:     pod.Annotations[config.ABIAnnotation],
 	}
-	index := indexOf(pod, user)
-	found.container(fmt.Sprintf("spec.containers[%d]", index), user)
-	concurrency, err := containerConcurrency(proxy)
-	if err != nil {
-		found.add("%s", err)
+	if spec.Restart == "" {
+		spec.Restart = corev1.RestartPolicyAlways // the API server's default
+	}
+	for _, v := range pod.Spec.Volumes {
+		spec.Volumes[v.Name] = v
+	}
+	for i := range pod.Spec.InitContainers {
+		spec.Init = append(spec.Init, Container{&pod.Spec.InitContainers[i], fmt.Sprintf("spec.initContainers[%d]", i)})
+	}
+	revision := IsRevision(pod)
+	for i := range pod.Spec.Containers {
+		c := Container{&pod.Spec.Containers[i], fmt.Sprintf("spec.containers[%d]", i)}
+		if revision && c.Name == QueueProxy {
+			spec.revision(pod, c.Container, &found)
+			continue
+		}
+		spec.Containers = append(spec.Containers, c)
+	}
+	if len(spec.Containers) == 0 {
+		found.add("spec.containers: no container beside %s", QueueProxy)
+	}
+	found.pod(&pod.Spec)
+	for _, c := range slices.Concat(spec.Init, spec.Containers) {
+		found.container(c, spec.IsRevision())
 	}
 	if len(found) > 0 {
 		return Spec{}, &Unsupported{Fields: found}
 	}
-	env, values := environment(user.Env)
-	return Spec{
-		Revision:     types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[serving.RevisionLabelKey]},
-		RevisionUID:  types.UID(pod.Labels[serving.RevisionUID]),
-		TemplateHash: pod.Labels["pod-template-hash"],
-		Container:    user.Name,
-		Image:        user.Image,
-		Args:         expandAll(user.Args, values),
-		Env:          env,
-		ABI:          pod.Annotations[config.ABIAnnotation],
-		Concurrency:  concurrency,
-		EarlyStart:   pod.Annotations[config.EarlyStartAnnotation] != "false",
-		Grace:        Grace(&pod.Spec),
-	}, nil
+	spec.EarlyStart = spec.IsRevision() && pod.Annotations[config.EarlyStartAnnotation] != "false" && spec.free()
+	return spec, nil
 }
 
-// Grace returns how long a pod's requests may run on when it ends, unless its
-// deletion says otherwise.
+// IsRevision is whether the pod is one of a Knative revision.
+func IsRevision(pod *corev1.Pod) bool { return pod.Labels[serving.RevisionLabelKey] != "" }
+
+// Grace returns how long a pod may take to end, unless its deletion says
+// otherwise.
 func Grace(spec *corev1.PodSpec) time.Duration {
 	seconds := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if spec.TerminationGracePeriodSeconds != nil {
@@ -101,91 +141,65 @@ func Grace(spec *corev1.PodSpec) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// containers finds the user's container and Knative's sidecar.
-func containers(pod *corev1.Pod, found *unsupported) (user, proxy *corev1.Container) {
-	if pod.Labels[serving.RevisionLabelKey] == "" {
-		found.add("metadata.labels[%s] is missing: only pods of Knative revisions run yet", serving.RevisionLabelKey)
-	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		switch {
-		case c.Name == QueueProxy:
-			proxy = c
-		case user == nil:
-			user = c
-		default:
-			found.add("spec.containers[%d]: a second container, %s", i, c.Name)
-		}
-	}
-	if proxy == nil {
-		found.add("spec.containers: no %s: only pods of Knative revisions run yet", QueueProxy)
-	}
-	if user == nil {
-		found.add("spec.containers: no container beside %s", QueueProxy)
-	}
-	return user, proxy
-}
-
-func indexOf(pod *corev1.Pod, c *corev1.Container) int {
-	for i := range pod.Spec.Containers {
-		if &pod.Spec.Containers[i] == c {
-			return i
-		}
-	}
-	return -1
-}
-
-// containerConcurrency reads what Knative tells its sidecar (serving
+// revision reads what Knative tells its sidecar (serving
 // pkg/reconciler/revision/resources/queue.go).
+func (s *Spec) revision(pod *corev1.Pod, proxy *corev1.Container, found *unsupported) {
+	s.Revision = types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[serving.RevisionLabelKey]}
+	s.RevisionUID = types.UID(pod.Labels[serving.RevisionUID])
+	s.TemplateHash = pod.Labels["pod-template-hash"]
+	var err error
+	if s.Concurrency, err = containerConcurrency(proxy); err != nil {
+		found.add("%s", err)
+	}
+	if s.QueueProxy, err = readinessProbe(proxy); err != nil {
+		found.add("%s", err)
+	}
+}
+
 func containerConcurrency(proxy *corev1.Container) (int, error) {
 	const name = "CONTAINER_CONCURRENCY"
-	for _, e := range proxy.Env {
-		if e.Name != name {
-			continue
+	value := literal(proxy, name)
+	if value == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%s env %s = %q, must be a number of at least 0", QueueProxy, name, value)
+	}
+	return n, nil
+}
+
+// literal returns the value of a variable that is given as such.
+func literal(c *corev1.Container, name string) string {
+	for _, e := range c.Env {
+		if e.Name == name {
+			return e.Value
 		}
-		n, err := strconv.Atoi(e.Value)
-		if err != nil || n < 0 {
-			return 0, fmt.Errorf("%s env %s = %q, must be a number of at least 0", QueueProxy, name, e.Value)
+	}
+	return ""
+}
+
+// free is whether nothing that the pod's containers start with is one Pod's own,
+// or needs to be looked up under the Pod's name. An implicit token doesn't count:
+// most functions never look at theirs.
+func (s *Spec) free() bool {
+	if len(s.Containers) != 1 || len(s.Init) > 0 {
+		return false
+	}
+	c := s.Containers[0]
+	if len(c.EnvFrom) > 0 {
+		return false
+	}
+	for _, e := range c.Env {
+		if e.ValueFrom != nil && (e.ValueFrom.FieldRef == nil || slices.Contains(ownFields, e.ValueFrom.FieldRef.FieldPath)) {
+			return false
 		}
-		return n, nil
 	}
-	return 0, nil
+	return !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath != TokenPath })
 }
 
-// unsupported collects what stands in a pod's way.
-type unsupported []string
+// ownFields differ between the pods of one template.
+var ownFields = []string{"metadata.name", "metadata.uid"}
 
-func (u *unsupported) add(format string, args ...any) { *u = append(*u, fmt.Sprintf(format, args...)) }
-
-func (u *unsupported) addIf(bad bool, field string) {
-	if bad {
-		u.add("%s", field)
-	}
-}
-
-func (u *unsupported) pod(spec *corev1.PodSpec) {
-	u.addIf(spec.HostNetwork, "spec.hostNetwork")
-	u.addIf(spec.HostPID, "spec.hostPID")
-	u.addIf(spec.HostIPC, "spec.hostIPC")
-	u.addIf(len(spec.InitContainers) > 0, "spec.initContainers")
-	u.addIf(len(spec.ResourceClaims) > 0, "spec.resourceClaims")
-}
-
-func (u *unsupported) container(path string, c *corev1.Container) {
-	u.addIf(len(c.Command) > 0, path+".command: the image's entrypoint names the module")
-	u.addIf(len(c.EnvFrom) > 0, path+".envFrom")
-	for i, e := range c.Env {
-		u.addIf(e.ValueFrom != nil, fmt.Sprintf("%s.env[%d].valueFrom (%s)", path, i, e.Name))
-	}
-	for i, m := range c.VolumeMounts {
-		u.addIf(m.MountPath != tokenPath, fmt.Sprintf("%s.volumeMounts[%d] (%s)", path, i, m.MountPath))
-	}
-	u.addIf(len(c.VolumeDevices) > 0, path+".volumeDevices")
-	u.addIf(c.LivenessProbe != nil, path+".livenessProbe")
-	u.addIf(c.StartupProbe != nil, path+".startupProbe")
-	u.addIf(c.ReadinessProbe != nil && c.ReadinessProbe.Exec != nil, path+".readinessProbe.exec")
-	u.addIf(c.TTY, path+".tty")
-	if s := c.SecurityContext; s != nil {
-		u.addIf(s.Privileged != nil && *s.Privileged, path+".securityContext.privileged")
-	}
-}
+// TokenPath is where the ServiceAccount admission mounts a pod's token.
+const TokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"

@@ -1,0 +1,379 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/wisp-serving/wisp/provider/podlife"
+	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/runtime"
+	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/oci"
+	"github.com/wisp-serving/wisp/runtime/sandbox"
+)
+
+// container is one container's life, on a goroutine of its own.
+type container struct {
+	pod  *pod
+	pods podspec.Spec
+	spec podspec.Container
+	log  *zap.SugaredLogger
+	// serves is whether the router sends it its revision's requests.
+	serves bool
+	// started is closed when the container has started once.
+	started   chan struct{}
+	startOnce sync.Once
+}
+
+func newContainer(p *pod, pods podspec.Spec, spec podspec.Container) *container {
+	return &container{
+		pod: p, pods: pods, spec: spec,
+		log:     p.log.With("container", spec.Name),
+		started: make(chan struct{}),
+	}
+}
+
+// function is a sandbox that runs, and its place in the router if it has one.
+type function struct {
+	*sandbox.Sandbox
+	target  types.UID
+	imageID string
+	// requests is whether each request gets an instance of its own: then the
+	// container runs as long as it is let.
+	requests bool
+}
+
+// errUnhealthy is the cause that ends a run whose liveness probe has failed.
+var errUnhealthy = errors.New("the liveness probe failed")
+
+// live runs the container again and again, as its policy has it, until it has
+// ended for good or ctx ends. It returns whether it has succeeded.
+func (c *container) live(ctx context.Context) bool {
+	ended := c.state().State == podlife.Ended // with an earlier process of the node
+	for ctx.Err() == nil {
+		if !ended {
+			c.once(ctx)
+		}
+		ended = false
+		state := c.state()
+		if state.State != podlife.Ended {
+			return false // ctx has ended
+		}
+		if !state.Again(c.pods.Restart) {
+			return state.Run.Exit.Code == 0
+		}
+		if !c.pause(ctx, state) {
+			return false
+		}
+	}
+	return false
+}
+
+// pause waits out the back-off of a container that has ended. It returns false
+// if ctx ended.
+func (c *container) pause(ctx context.Context, state podlife.Container) bool {
+	delay, backOff := state.BackOff.Next(state.Run.Finished)
+	state.BackOff = backOff
+	if delay == 0 {
+		c.set(func(podlife.Container) podlife.Container { return state })
+		return ctx.Err() == nil
+	}
+	message := fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", delay, c.spec.Name, c.pod)
+	c.set(func(podlife.Container) podlife.Container { return state.Wait(podlife.ReasonCrashLoop, message) })
+	c.event(corev1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.spec.Name, c.pod))
+	return sleep(ctx, time.Until(state.Run.Finished.Add(delay)))
+}
+
+// once runs the container once, unless ctx ends before.
+func (c *container) once(ctx context.Context) {
+	f := c.adopt(ctx)
+	if f == nil {
+		if f = c.start(ctx); f == nil {
+			return
+		}
+	}
+	c.run(ctx, f)
+}
+
+// adopt takes over the function that was started ahead of the pod, if it was.
+func (c *container) adopt(ctx context.Context) *function {
+	if !c.serves || c.state().Runs > 0 {
+		return nil
+	}
+	f := c.pod.provider.early.adopt(ctx, c.pods)
+	if f != nil {
+		c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
+	}
+	return f
+}
+
+// start tries until a sandbox stands. It returns nil once ctx has ended without
+// one, or when the container has ended because it can't be started.
+func (c *container) start(ctx context.Context) *function {
+	delay := podlife.FirstBackOff
+	for {
+		f, err := c.attempt(ctx)
+		switch {
+		case err == nil:
+			return f
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, runtime.ErrUnusable):
+			c.event(corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
+			c.cannotStart(ctx, err)
+			return nil
+		}
+		if !c.backOff(ctx, err, delay) {
+			return nil
+		}
+		delay = min(2*delay, podlife.MaxBackOff)
+	}
+}
+
+// configError is an environment that can't be made now.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
+// attempt resolves, pulls and starts once.
+func (c *container) attempt(ctx context.Context) (*function, error) {
+	api := c.pod.current()
+	resolved, err := c.spec.Resolve(ctx, api, c.pod.provider.facts(), c.pod.provider.source)
+	if err != nil {
+		return nil, configError{err}
+	}
+	if len(resolved.Skipped) > 0 {
+		c.event(corev1.EventTypeWarning, "InvalidEnvironmentVariableNames",
+			fmt.Sprintf("Keys [%s] of envFrom were skipped since they are no names of variables", strings.Join(resolved.Skipped, ", ")))
+	}
+	image, err := c.pull(ctx)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
+	if err != nil {
+		return nil, err
+	}
+	spec.Stdout, spec.Stderr = guestLog{c.log}, guestLog{c.log}
+	sb, err := c.pod.provider.cfg.Runtime.Start(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
+	if c.serves {
+		c.pod.provider.early.admit(template{spec: c.pods, image: image, pod: api})
+	}
+	return &function{Sandbox: sb, target: c.pod.uid, imageID: image.Reference, requests: answersRequests(spec.ABI)}, nil
+}
+
+func (c *container) pull(ctx context.Context) (oci.Image, error) {
+	began := time.Now()
+	c.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.spec.Image))
+	image, err := c.pod.provider.cfg.Runtime.Pull(ctx, c.spec.Image)
+	if err != nil {
+		return oci.Image{}, err
+	}
+	took := time.Since(began).Round(time.Millisecond)
+	c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.spec.Image, took, took, image.ModuleSize))
+	return image, nil
+}
+
+// backOff reports why the last attempt failed and waits before the next. It
+// returns false if ctx ended.
+func (c *container) backOff(ctx context.Context, err error, delay time.Duration) bool {
+	reason, later := podlife.ReasonCreateError, podlife.ReasonCreateError
+	message := err.Error()
+	switch {
+	case errors.Is(err, runtime.ErrImagePull):
+		reason, later = podlife.ReasonErrImagePull, podlife.ReasonPullBackOff
+		c.event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.spec.Image, message))
+	case errors.As(err, &configError{}):
+		reason, later = podlife.ReasonConfigError, podlife.ReasonConfigError
+	}
+	c.event(corev1.EventTypeWarning, "Failed", "Error: "+reason+": "+message)
+	c.set(func(s podlife.Container) podlife.Container { return s.Wait(reason, message) })
+	if later != reason {
+		c.event(corev1.EventTypeNormal, "BackOff", fmt.Sprintf("Back-off pulling image %q: trying again in %s", c.spec.Image, delay))
+		c.set(func(s podlife.Container) podlife.Container { return s.Wait(later, message) })
+	}
+	return sleep(ctx, delay)
+}
+
+// cannotStart reports a container that no attempt can start. Where the pod would
+// try for ever it waits, and shows the one failure: from that, Knative fails its
+// Revision at once.
+func (c *container) cannotStart(ctx context.Context, err error) {
+	exit := podlife.Exit{Code: podlife.CodeStartError, Reason: podlife.ReasonStartError, Message: err.Error()}
+	waits := c.pods.Restart == corev1.RestartPolicyAlways || c.spec.Sidecar()
+	c.set(func(s podlife.Container) podlife.Container {
+		s = s.End(exit, c.id(s.Runs), time.Now())
+		if waits {
+			s = s.Wait(podlife.ReasonCreateError, err.Error())
+		}
+		return s
+	})
+	c.log.Warnw("container cannot start", "error", err)
+	if waits {
+		<-ctx.Done()
+	}
+}
+
+// run runs a sandbox to its end and closes it. When ctx ends first, it ends the
+// sandbox.
+func (c *container) run(ctx context.Context, f *function) {
+	now := time.Now()
+	c.set(func(s podlife.Container) podlife.Container {
+		s = s.Begin(c.id(s.Runs), now)
+		s.ImageID, s.Started, s.Ready = f.imageID, true, true
+		return s
+	})
+	c.startOnce.Do(func() { close(c.started) })
+	c.event(corev1.EventTypeNormal, "Started", "Started container "+c.spec.Name)
+	c.log.Infow("container started", "image", f.imageID, "after", now.Sub(c.pod.accepted))
+
+	router := c.pod.provider.cfg.Router
+	running, stop := context.WithCancelCause(context.Background())
+	defer stop(nil)
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(running) }()
+	if c.serves && f.target == c.pod.uid {
+		router.Add(c.pods.Revision, f.target, c.pods.Concurrency, f.Sandbox)
+	}
+	var err error
+	select {
+	case err = <-ended:
+		c.close(f)
+	case <-ctx.Done():
+		c.stop(ctx, f)
+		err = <-ended
+	}
+	c.ended(ctx, f, err)
+}
+
+// close frees a sandbox whose run has ended.
+func (c *container) close(f *function) {
+	drained := c.remove(f)
+	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
+}
+
+// stop ends a running sandbox: its requests may take what is left of the grace
+// period, and a command is ended at once, as a process is by a signal that it
+// doesn't handle.
+func (c *container) stop(ctx context.Context, f *function) {
+	drained := c.remove(f)
+	if cause := context.Cause(ctx); errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline) || errors.Is(cause, errDone) {
+		c.event(corev1.EventTypeNormal, "Killing", "Stopping container "+c.spec.Name)
+	} else {
+		c.pod.killAfter(c.pod.provider.cfg.Node.DrainTimeout.Duration)
+	}
+	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
+}
+
+// remove takes the function out of the router. The channel is closed when no
+// request is left that has come by it.
+func (c *container) remove(f *function) <-chan struct{} {
+	if c.serves {
+		return c.pod.provider.cfg.Router.Remove(c.pods.Revision, f.target)
+	}
+	none := make(chan struct{})
+	close(none)
+	return none
+}
+
+// ended records how a run has ended, unless just the node stops: its next start
+// will find that.
+func (c *container) ended(ctx context.Context, f *function, err error) {
+	cause := context.Cause(ctx)
+	if cause != nil && !errors.Is(cause, errDeleted) && !errors.Is(cause, errDeadline) && !errors.Is(cause, errDone) {
+		return
+	}
+	exit := exitOf(err, f.requests)
+	c.set(func(s podlife.Container) podlife.Container { return s.End(exit, s.Run.ID, time.Now()) })
+	c.pod.provider.remember(c.pod)
+	c.log.Infow("container ended", "code", exit.Code, "reason", exit.Reason)
+}
+
+// exitOf says how a run ended, as a container's status does. requests is whether
+// the run is one that only its end ends.
+func exitOf(err error, requests bool) podlife.Exit {
+	exit, trap := new(guest.ExitError), new(guest.TrapError)
+	switch {
+	case err == nil, requests && errors.Is(err, guest.ErrClosed):
+		return podlife.Exit{Reason: podlife.ReasonCompleted}
+	case errors.As(err, &exit):
+		return podlife.Exit{Code: int32(exit.Status & 0xff), Reason: podlife.ReasonError} // as wait(2) tells it
+	case errors.As(err, &trap):
+		return podlife.Exit{Code: podlife.CodeTrap, Reason: podlife.ReasonError, Message: cut(trap.Trap.Error())}
+	case errors.Is(err, guest.ErrClosed), errors.Is(err, errUnhealthy):
+		return podlife.Exit{Code: podlife.CodeTerminated, Reason: podlife.ReasonError}
+	default:
+		return podlife.Exit{Code: podlife.CodeStartError, Reason: podlife.ReasonStartError, Message: cut(err.Error())}
+	}
+}
+
+// maxMessage is how much of a message a kubelet shows of one container, in
+// bytes.
+const maxMessage = 4096
+
+func cut(message string) string {
+	return strings.ToValidUTF8(message[:min(len(message), maxMessage)], "")
+}
+
+// id names a run of the container.
+func (c *container) id(run int32) string {
+	return fmt.Sprintf("wisp://%s/%s/%d", c.pod.uid, c.spec.Name, run)
+}
+
+// state returns the container's present state.
+func (c *container) state() podlife.Container {
+	c.pod.mu.Lock()
+	defer c.pod.mu.Unlock()
+	return c.pod.containers[c.index()]
+}
+
+// set changes the container's state and publishes it.
+func (c *container) set(next func(podlife.Container) podlife.Container) {
+	c.pod.mu.Lock()
+	i := c.index()
+	c.pod.containers[i] = next(c.pod.containers[i])
+	c.pod.mu.Unlock()
+	c.pod.provider.publish(c.pod)
+}
+
+// index is the container's place in its pod; the pod's mu is held.
+func (c *container) index() int {
+	for i := range c.pod.containers {
+		if c.pod.containers[i].Name == c.spec.Name {
+			return i
+		}
+	}
+	panic("container " + c.spec.Name + " is not in its pod") // recall has made one for each
+}
+
+func (c *container) event(kind, reason, message string) {
+	path := "spec.containers{" + c.spec.Name + "}"
+	if strings.HasPrefix(c.spec.Path, "spec.initContainers") {
+		path = "spec.initContainers{" + c.spec.Name + "}"
+	}
+	c.pod.event(kind, path, reason, message)
+}
+
+// sleep returns false if ctx ended before d was over.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
