@@ -53,11 +53,12 @@ func packages(t *testing.T) []goPackage {
 func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"config":     {},
+		"ranking":    {},
 		"runtime":    {"config"},
 		"provider":   {"config", "runtime"},
-		"activator":  {"config"},
+		"activator":  {"config", "ranking"},
 		"autoscaler": {"config"},
-		"xds":        {"config"},
+		"xds":        {"config", "ranking"},
 		"cmd":        {"config", "runtime", "provider", "activator", "autoscaler", "xds"},
 	}
 	for _, p := range packages(t) {

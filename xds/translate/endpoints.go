@@ -1,13 +1,13 @@
 package translate
 
 import (
-	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/networking"
+
+	"github.com/wisp-serving/wisp/ranking"
 )
 
 // Pod is a ready pod of a revision.
@@ -35,7 +35,7 @@ type Endpoint struct {
 
 // Spares is how many nodes stand behind a revision's pods.
 // See RATIONALE.md "Why does each spare node have a priority of its own?".
-const Spares = 3
+const Spares = ranking.Spares
 
 // Tiers returns the addresses of a revision by priority: first those of its
 // ready pods, weighted by pods, then up to Spares further nodes in the
@@ -66,26 +66,7 @@ func Tiers(revision types.NamespacedName, pods []Pod, nodes []Node) [][]Endpoint
 	return tiers
 }
 
-// rank orders nodes by rendezvous hashing: each revision has its own order, and
-// a node that comes or goes changes no other nodes' order.
+// rank orders nodes as the nodes themselves do.
 func rank(revision types.NamespacedName, nodes []Node) []Node {
-	type ranked struct {
-		node Node
-		sum  [sha256.Size]byte
-	}
-	all := make([]ranked, 0, len(nodes))
-	for _, n := range nodes {
-		all = append(all, ranked{n, sha256.Sum256([]byte(revision.String() + "\x00" + n.Name))})
-	}
-	slices.SortFunc(all, func(a, b ranked) int {
-		return cmp.Or(
-			cmp.Compare(boolInt(a.node.Cordoned), boolInt(b.node.Cordoned)),
-			bytes.Compare(a.sum[:], b.sum[:]),
-		)
-	})
-	out := make([]Node, 0, len(all))
-	for _, r := range all {
-		out = append(out, r.node)
-	}
-	return out
+	return ranking.Of(revision, nodes, func(n Node) (string, bool) { return n.Name, n.Cordoned })
 }
