@@ -8,6 +8,9 @@ PLATFORM := build/platform
 # one package at a time, and share one.
 E2E := ./test/platform ./test/e2e/...
 
+# These need a network namespace as well, which not every user may make.
+CONFORMANCE := ./test/conformance/...
+
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
@@ -16,7 +19,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 .PHONY: help
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What needs no race detector is built without cgo, all of it, so that the
 # compiled packages are shared: on an empty cache that saves minutes.
@@ -63,15 +66,20 @@ vet:
 
 .PHONY: unit
 unit: tools ## Run the unit tests, with the race detector
-	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
+	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 
 .PHONY: e2e
 e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
 	$(PLATFORM) run --race -- $(GO) test -race -count=1 -p 1 -timeout 30m $(E2E)
 
+# Not part of `make test`: it takes root, or a kernel that gives users namespaces.
+.PHONY: conformance
+conformance: ## Run Knative's conformance suites, in network namespaces (as root, or where users may make them)
+	$(GO) test -count=1 -p 1 -timeout 30m $(CONFORMANCE)
+
 .PHONY: bench
 bench: tools samples ## Run the benchmarks: those of packages, then cold against warm through Envoy
-	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E)))
+	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
 
 .PHONY: golden

@@ -63,6 +63,10 @@ func (b *Builder) module(name, stamped string, flags func(version string) string
 	if err != nil {
 		return nil, err
 	}
+	sources, err := m.sources()
+	if err != nil {
+		return nil, err
+	}
 	if flags != nil {
 		found := regexp.MustCompile(`(?m)^(?:require)?\s+` + regexp.QuoteMeta(stamped) + ` (v[0-9]+\.[0-9]+\.\S+)`).FindSubmatch(goMod)
 		if found == nil {
@@ -72,6 +76,7 @@ func (b *Builder) module(name, stamped string, flags func(version string) string
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%s\n%s\n%v\n%s %s %s\n", goMod, goSum, m.ldflags, patches, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	h.Write(sources)
 	m.out = filepath.Join(b.Cache, fmt.Sprintf("%s-%x", name, h.Sum(nil)[:6]))
 	return m, nil
 }

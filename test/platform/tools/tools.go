@@ -88,15 +88,19 @@ func (b *Builder) Build(ctx context.Context) (Programs, error) {
 		mods.knative.step("controller", "knative.dev/serving/cmd/controller"),
 		mods.kn.step("kn", "knative.dev/client/cmd/kn"),
 	}
+	return p, b.makeMissing(ctx, steps)
+}
+
+func (b *Builder) makeMissing(ctx context.Context, steps []step) error {
 	if len(missing(steps)) == 0 {
-		return p, nil
+		return nil
 	}
 	unlock, err := b.lock(ctx)
 	if err != nil {
-		return Programs{}, err
+		return err
 	}
 	defer unlock()
-	return p, b.run(ctx, missing(steps))
+	return b.run(ctx, missing(steps))
 }
 
 func (b *Builder) run(ctx context.Context, steps []step) error {

@@ -1,0 +1,148 @@
+package conformance
+
+import (
+	"context"
+	"flag"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/conformance/native"
+	"github.com/wisp-serving/wisp/test/platform"
+	"github.com/wisp-serving/wisp/test/platform/stack"
+)
+
+// only restricts a run of Knative's suite, for one who looks for a fault.
+var only = flag.String("kingress", "", "comma-separated `groups` of Knative's ingress suite to run instead of all: grpc for grpc and grpc/split")
+
+// kingressTests are the tests of Knative's suite for ingresses: stable, beta and
+// alpha ones. A run must show each of them passed.
+var kingressTests = []string{
+	"basics", "basics/http2", "grpc", "grpc/split", "headers/pre-split", "headers/post-split", "headers/probe",
+	"hosts/multiple", "dispatch/path", "dispatch/percentage", "dispatch/path_and_percentage", "dispatch/rule",
+	"retry", "timeout", "tls", "update", "visibility", "visibility/split", "visibility/path", "ingressclass",
+	"websocket", "websocket/split",
+	"host-rewrite", "headers/tags",
+	"httpoption",
+}
+
+// servingTests is the namespace in which Knative's suites work.
+const servingTests = "serving-tests"
+
+// TestKIngress_native runs Knative's suite against the gateway and Envoy, with
+// native processes for backends: what fails here is the gateway's fault.
+func TestKIngress_native(t *testing.T) {
+	p := start(t)
+	startNativeNode(t, p)
+	runKIngress(t, p)
+}
+
+// start starts a platform whose Envoy has addresses of the pod network, and
+// prepares what Knative's suites take for granted.
+func start(t *testing.T) *platform.Platform {
+	t.Helper()
+	p := platform.Start(t, platform.Options{Settings: stack.Settings{Gateway: func(c *config.Gateway) {
+		c.Envoy.HTTPAddress = externalAddress + ":80"
+		c.Envoy.InternalAddress = internalAddress + ":80"
+		// An address instead of a name: nothing here resolves names.
+		c.InternalDomain = internalAddress
+	}}})
+	create(t, p, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: servingTests}})
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: servingTests, Name: "default"}}
+	platform.WaitFor(t, p, account, "be there", func(*corev1.ServiceAccount) bool { return true })
+	exposeGateway(t, p)
+	return p
+}
+
+// exposeGateway plays the cloud's part: it gives the Service of Wisp's external
+// listener the address at which Envoy listens. The suite finds Envoy so.
+func exposeGateway(t *testing.T, p *platform.Platform) {
+	t.Helper()
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "wisp-system", Name: "wisp-gateway"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer,
+			Ports: []corev1.ServicePort{
+				{Name: "http", Port: 80},
+				{Name: "https", Port: 443},
+			},
+		},
+	}
+	create(t, p, service)
+	service.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: externalAddress}}
+	if err := p.Client.Status().Update(t.Context(), service); err != nil {
+		t.Fatalf("set the address of service wisp-gateway: %v", err)
+	}
+}
+
+func create(t *testing.T, p *platform.Platform, obj client.Object) {
+	t.Helper()
+	if err := p.Client.Create(t.Context(), obj); err != nil {
+		t.Fatalf("create %T %s: %v", obj, client.ObjectKeyFromObject(obj), err)
+	}
+}
+
+// startNativeNode adds a node that runs the suite's images as processes.
+func startNativeNode(t *testing.T, p *platform.Platform) {
+	t.Helper()
+	kube, err := kubernetes.NewForConfig(p.REST)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := native.New(native.Config{
+		Name:     "native-0",
+		Address:  nativePods.Addr().String(),
+		Client:   kube,
+		Programs: suite.Images,
+		Connect:  bridge.Connect,
+		LogDir:   t.ArtifactDir(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- node.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run node native-0: %v", err)
+		}
+	})
+	<-node.Ready()
+}
+
+// runKIngress runs Knative's suite, and shows each of its tests as one of t's.
+func runKIngress(t *testing.T, p *platform.Platform) {
+	t.Helper()
+	log := filepath.Join(t.ArtifactDir(), "kingress.log")
+	args := []string{
+		"--kubeconfig", p.Kubeconfig,
+		"--ingressClass", config.IngressClass,
+		"--imagetemplate", "dev.local/{{.Name}}:latest",
+		"--enable-beta", "--enable-alpha",
+	}
+	tests := kingressTests
+	if *only != "" {
+		groups := strings.Split(*only, ",")
+		tests = slices.DeleteFunc(slices.Clone(tests), func(name string) bool {
+			group, _, _ := strings.Cut(name, "/")
+			return !slices.Contains(groups, group)
+		})
+		args = append(args, "-test.run", "^TestIngressConformance$/^("+strings.Join(groups, "|")+")$")
+	}
+	results := runSuite(t, suite.Suite, log, args...)
+	for _, name := range tests {
+		t.Run(name, func(t *testing.T) { results.check(t, "TestIngressConformance/"+name) })
+	}
+	if t.Failed() {
+		t.Logf("what the gateway made of it:\n%s", p.Kubectl(t, "get", "ingresses.networking.internal.knative.dev", "-n", servingTests, "-o", "yaml"))
+	}
+}

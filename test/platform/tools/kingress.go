@@ -1,0 +1,63 @@
+package tools
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+)
+
+// KIngress are the programs of Knative's conformance suite for ingresses.
+type KIngress struct {
+	// Suite is the test binary.
+	Suite string
+	// Images are the images that the suite runs in pods, as programs of this
+	// machine, by the name that the suite gives to each.
+	Images map[string]string
+}
+
+// kingressImages are the suite's images, each a main package.
+var kingressImages = []string{"grpc-ping", "httpproxy", "retry", "runtime", "timeout", "wsserver"}
+
+// KIngress builds the conformance suite, as Build does what a platform runs.
+func (b *Builder) KIngress(ctx context.Context) (KIngress, error) {
+	m, err := b.module("kingress", "", nil, nil)
+	if err != nil {
+		return KIngress{}, err
+	}
+	suite := KIngress{Suite: m.file("kingress.test"), Images: map[string]string{}}
+	steps := []step{{"kingress.test", suite.Suite, func(ctx context.Context) error { return m.buildTest(ctx, "kingress.test") }}}
+	for _, image := range kingressImages {
+		suite.Images[image] = m.file(image)
+		steps = append(steps, m.step(image, "knative.dev/networking/test/test_images/"+image))
+	}
+	return suite, b.makeMissing(ctx, steps)
+}
+
+// buildTest builds the tests of the module's own package.
+func (m *module) buildTest(ctx context.Context, program string) error {
+	if err := os.MkdirAll(m.out, 0o700); err != nil {
+		return err
+	}
+	tmp := m.file("." + program + ".tmp")
+	if _, err := m.goCommand(ctx, "test", "-c", "-trimpath", "-buildvcs=false", "-ldflags", m.ldflags, "-o", tmp, "."); err != nil {
+		return err
+	}
+	return os.Rename(tmp, m.file(program))
+}
+
+// sources returns the text of the module's own Go files.
+func (m *module) sources() ([]byte, error) {
+	files, err := filepath.Glob(filepath.Join(m.dir, "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	var all []byte
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, text...)
+	}
+	return all, nil
+}
