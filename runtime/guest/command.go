@@ -16,6 +16,7 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // start is what a WASI command exports and a host calls once per instance.
@@ -24,8 +25,7 @@ const start = "_start"
 // trialTimeout bounds the trial of a module, whose start function may loop.
 const trialTimeout = 10 * time.Second
 
-// maxEnv bounds the variables of a guest. wazero copies all of them to add one,
-// and again for each call: at this number, half a second and 0.3 ms.
+// maxEnv bounds the variables of a Command, which each call copies.
 const maxEnv = 4096
 
 // Module is a compiled module, lent for one call. modcache.Module is one.
@@ -42,8 +42,11 @@ type CommandConfig struct {
 	// own arguments.
 	Argv0 string
 	Args  []string
-	// Env holds "KEY=value" entries, at most 4096.
+	// Env holds "KEY=value" entries, at most 4096; of two with one name, the last
+	// holds.
 	Env []string
+	// Mounts are the directories that guests see; none means an empty one.
+	Mounts []wasi.Mount
 	// Stderr takes each line that a guest writes to standard error, and of the
 	// trap that ended it, without its line break; one longer than 16 KiB comes in
 	// parts. It must not block nor keep the slice; calls that run at once call it
@@ -55,41 +58,63 @@ type CommandConfig struct {
 // calls. It is safe for concurrent use.
 type Command struct {
 	argv      []string
-	base      wazero.ModuleConfig
+	env       []string
+	variables map[string]int // names of env to their places
+	mounts    []wasi.Mount
 	stderr    func(line []byte)
 	processes sync.Pool // of *process
 }
+
+// instanceConfig is for all instances: what they get is wasi's. The clocks and
+// the randomness are here because wazero makes fakes of what is not, 5 kB for each
+// instance.
+var instanceConfig = wazero.NewModuleConfig().
+	WithName(""). // instances with names would exclude one another
+	WithStartFunctions().
+	WithSysWalltime().
+	WithSysNanotime().
+	WithRandSource(rand.Reader)
 
 // NewCommand returns a Command for cfg. An error is api.ErrUnusable.
 func NewCommand(cfg CommandConfig) (*Command, error) {
 	if n := len(cfg.Env); n > maxEnv {
 		return nil, api.Unusable(fmt.Errorf("env has %d variables, must be at most %d", n, maxEnv))
 	}
-	base := wazero.NewModuleConfig().
-		WithName(""). // instances with names would exclude one another
-		WithStartFunctions().
-		WithArgs(cfg.Argv0).
-		WithSysWalltime().
-		WithSysNanotime().
-		WithRandSource(rand.Reader)
+	c := &Command{variables: map[string]int{}, mounts: cfg.Mounts, stderr: cfg.Stderr}
 	for _, entry := range cfg.Env {
-		key, value, ok := strings.Cut(entry, "=")
+		key, _, ok := strings.Cut(entry, "=")
 		if !ok || key == "" || strings.ContainsRune(entry, 0) {
 			return nil, api.Unusable(fmt.Errorf("env = %q, must be KEY=value without zero bytes", entry))
 		}
-		base = base.WithEnv(key, value)
+		c.env = c.setenv(c.env, entry)
+		if _, ok := c.variables[key]; !ok {
+			c.variables[key] = len(c.env) - 1
+		}
 	}
-	argv := append([]string{cfg.Argv0}, cfg.Args...)
-	for _, arg := range argv {
+	c.argv = append([]string{cfg.Argv0}, cfg.Args...)
+	for _, arg := range c.argv {
 		if strings.ContainsRune(arg, 0) {
 			return nil, api.Unusable(fmt.Errorf("argument = %q, must hold no zero byte", arg))
 		}
 	}
-	stderr := cfg.Stderr
-	if stderr == nil {
-		stderr = func([]byte) {}
+	if len(c.mounts) == 0 {
+		c.mounts = []wasi.Mount{{Path: "/", FS: wasi.EmptyFS(), ReadOnly: true}}
 	}
-	return &Command{argv: argv[:len(argv):len(argv)], base: base, stderr: stderr}, nil
+	if c.stderr == nil {
+		c.stderr = func([]byte) {}
+	}
+	return c, nil
+}
+
+// setenv appends entry to env, which begins with c.env, or puts it in the place
+// of the variable of that name in there.
+func (c *Command) setenv(env []string, entry string) []string {
+	key, _, _ := strings.Cut(entry, "=")
+	if i, ok := c.variables[key]; ok {
+		env[i] = entry
+		return env
+	}
+	return append(env, entry)
 }
 
 // Try makes an instance of m and drops it without calling _start, to find what
@@ -102,9 +127,9 @@ func (c *Command) Try(ctx context.Context, m Module) error {
 	}
 	trial, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
-	var linear memory
-	defer linear.release()
-	instance, err := m.Instantiate(experimental.WithMemoryAllocator(trial, &linear), c.base)
+	p := c.process(trial, Call{})
+	defer c.reuse(p)
+	instance, err := m.Instantiate(p.context, instanceConfig)
 	if err == nil {
 		return instance.Close(trial)
 	}
@@ -121,8 +146,8 @@ func (c *Command) Try(ctx context.Context, m Module) error {
 type Call struct {
 	// Args follow the Command's own arguments.
 	Args []string
-	// Env follows the Command's own variables; of two with one name, the last
-	// holds.
+	// Env follows the Command's own variables and takes the place of those with
+	// the same names. No name may be in it twice, nor zero bytes.
 	Env []string
 	// Stdin is what the guest reads from standard input; nil is empty. Its Read
 	// must end with the call's context. An error other than io.EOF ends the
@@ -134,6 +159,9 @@ type Call struct {
 	// Stderr is Stdout for standard error; nil is CommandConfig.Stderr. The trap
 	// that ended the guest is written there too.
 	Stderr io.Writer
+	// Listeners are the ports on which the guest may listen: descriptors after
+	// those of the mounts. Run closes them.
+	Listeners []*wasi.Listener
 }
 
 // ExitError says that a guest ended with a status other than 0.
@@ -159,126 +187,73 @@ func (e *TrapError) Unwrap() error { return e.Trap }
 func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 	p := c.process(ctx, call)
 	defer c.reuse(p)
-	argv := append(c.argv, call.Args...) // c.argv has no room: this copies
-	ctx = experimental.WithMemoryAllocator(ctx, &p.memory)
-	config := p.config.WithArgs(argv...)
-	for _, entry := range call.Env {
-		key, value, _ := strings.Cut(entry, "=")
-		config = config.WithEnv(key, value)
-	}
-	instance, err := m.Instantiate(ctx, config)
+	instance, err := m.Instantiate(p.context, instanceConfig)
 	m.Release()
 	if err == nil {
 		defer func() { _ = instance.Close(ctx) }() // frees what it holds; there is nothing to fail
-		_, err = instance.ExportedFunction(start).Call(ctx)
+		_, err = instance.ExportedFunction(start).Call(p.context)
 	}
 	_ = p.lines.Flush() // which never fails
 	err = p.outcome(err)
 	if trap := new(TrapError); errors.As(err, &trap) {
-		_, _ = fmt.Fprintln(p.call.Stderr, trap.Trap)
+		_, _ = fmt.Fprintln(p.stderr, trap.Trap)
 	}
 	return err
 }
 
-// process is one running guest as its host functions see it. The module config
-// points here, so that both can be used again by a later call.
+// process is what one instance has, to be used again by a later call.
 type process struct {
-	config wazero.ModuleConfig
-	lines  *Lines // to CommandConfig.Stderr
-	memory memory
+	wasi      wasi.Process
+	argv, env []string
+	lines     *Lines // to CommandConfig.Stderr
+	memory    memory
 
-	ctx    context.Context
-	call   Call
-	failed error // of one of call's streams
+	ctx     context.Context // the call's
+	context context.Context // for the instance
+	stderr  io.Writer
 }
 
 func (c *Command) process(ctx context.Context, call Call) *process {
 	p, ok := c.processes.Get().(*process)
 	if !ok {
 		p = &process{lines: NewLines(func(line []byte) error { c.stderr(line); return nil })}
-		p.config = c.base.
-			WithStdin((*stdin)(p)).
-			WithStdout((*stdout)(p)).
-			WithStderr((*stderr)(p)).
-			WithNanosleep(p.sleep)
 	}
-	p.ctx, p.call = ctx, call
-	if call.Stdout == nil {
-		p.call.Stdout = io.Discard
+	p.ctx, p.stderr = ctx, call.Stderr
+	if p.stderr == nil {
+		p.stderr = p.lines
 	}
-	if call.Stderr == nil {
-		p.call.Stderr = p.lines
+	p.argv = append(append(p.argv[:0], c.argv...), call.Args...)
+	p.env = append(p.env[:0], c.env...)
+	for _, entry := range call.Env {
+		p.env = c.setenv(p.env, entry)
 	}
+	p.context = p.wasi.Start(experimental.WithMemoryAllocator(ctx, &p.memory), wasi.Config{
+		Args:      p.argv,
+		Env:       p.env,
+		Stdin:     call.Stdin,
+		Stdout:    call.Stdout,
+		Stderr:    p.stderr,
+		Mounts:    c.mounts,
+		Listeners: call.Listeners,
+	})
 	return p
 }
 
 func (c *Command) reuse(p *process) {
+	p.wasi.Close()
 	p.memory.release()
-	p.ctx, p.call, p.failed = nil, Call{}, nil
+	clear(p.argv)
+	clear(p.env)
+	p.ctx, p.context, p.stderr = nil, nil, nil
 	c.processes.Put(p)
 }
-
-// stdin, stdout and stderr are a process as the streams that it has.
-type (
-	stdin  process
-	stdout process
-	stderr process
-)
-
-func (s *stdin) Read(b []byte) (int, error) {
-	if s.call.Stdin == nil {
-		return 0, io.EOF
-	}
-	n, err := s.call.Stdin.Read(b)
-	if err != nil && !errors.Is(err, io.EOF) {
-		(*process)(s).fail(err)
-	}
-	return n, err
-}
-
-func (s *stdout) Write(b []byte) (int, error) {
-	n, err := s.call.Stdout.Write(b)
-	if err != nil {
-		(*process)(s).fail(err)
-	}
-	return n, nil
-}
-
-func (s *stderr) Write(b []byte) (int, error) {
-	n, err := s.call.Stderr.Write(b)
-	if err != nil {
-		(*process)(s).fail(err)
-	}
-	return n, nil
-}
-
-// fail ends the guest whose host function calls it because a stream has failed.
-func (p *process) fail(err error) {
-	p.failed = err
-	leave()
-}
-
-// sleep is what poll_oneoff waits with.
-func (p *process) sleep(ns int64) {
-	timer := time.NewTimer(time.Duration(ns))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.ctx.Done():
-		leave()
-	}
-}
-
-// leave ends the guest whose host function calls it, as proc_exit does. The
-// status is never seen: outcome knows the reason before it looks there.
-func leave() { panic(sys.NewExitError(sys.ExitCodeContextCanceled)) }
 
 // outcome says why a guest ended, given what wazero returned.
 func (p *process) outcome(err error) error {
 	var exit *sys.ExitError
 	switch {
-	case p.failed != nil:
-		return p.failed
+	case p.wasi.Failed() != nil:
+		return p.wasi.Failed()
 	case err == nil:
 		return nil
 	case !errors.As(err, &exit):

@@ -27,9 +27,9 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/tetratelabs/wazero"
 	wazeroapi "github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // pageSize is the size of a page of linear memory.
@@ -107,8 +107,8 @@ func New(cfg Config) (*Cache, error) {
 		WithCloseOnContextDone(true).
 		// Its reader would parse whatever a guest's DWARF sections hold.
 		WithDebugInfoEnabled(false))
-	if _, err := wasi_snapshot_preview1.Instantiate(c.stop, c.runtime); err != nil {
-		return nil, errors.Join(fmt.Errorf("make WASI: %w", err), c.Close())
+	if err := wasi.Instantiate(c.stop, c.runtime); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
