@@ -50,6 +50,7 @@ func start(t *testing.T) *platform.Platform {
 	t.Helper()
 	p := platform.Start(t, platform.Options{Settings: stack.Settings{Gateway: func(c *config.Gateway) {
 		c.Envoy.HTTPAddress = externalAddress + ":80"
+		c.Envoy.HTTPSAddress = externalAddress + ":443"
 		c.Envoy.InternalAddress = internalAddress + ":80"
 		// An address instead of a name: nothing here resolves names.
 		c.InternalDomain = internalAddress
@@ -128,6 +129,8 @@ func runKIngress(t *testing.T, p *platform.Platform) {
 		"--ingressClass", config.IngressClass,
 		"--imagetemplate", "dev.local/{{.Name}}:latest",
 		"--enable-beta", "--enable-alpha",
+		// Most of a test is waiting: for seconds that it polls by, or sleeps.
+		"-test.parallel", "4",
 	}
 	tests := kingressTests
 	if *only != "" {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +56,9 @@ func runSuite(t *testing.T, binary, log string, args ...string) outcomes {
 		t.Fatal(err)
 	}
 	cmd.Stderr = cmd.Stdout
+	// The kernel's "parent" is the thread that forked; this one stays.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("run %s: %v", binary, err)
 	}
