@@ -30,6 +30,10 @@ func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Contain
 		Args:   args,
 		Env:    environment(image, c, resolved),
 		ABI:    abi(image, pod),
+		// A quantity that isn't there is 0, which leaves it to the node.
+		Memory:     c.Resources.Limits.Memory().Value(),
+		CPURequest: c.Resources.Requests.Cpu().MilliValue(),
+		CPULimit:   c.Resources.Limits.Cpu().MilliValue(),
 	}, nil
 }
 

@@ -6,6 +6,9 @@
 //	oci       reference → verified module bytes on disk
 //	modcache  digest → compiled module
 //	guest     ABI ⇄ instance
+//	instance  one running guest: its memory, its turn on a core
+//	memory    mapped memory, and each sandbox's limit
+//	cpu       who gets a core
 //	sandbox   one container: settings, running instances, log
 //	api       the errors that they share
 //
@@ -15,11 +18,13 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"sync"
 
@@ -28,6 +33,7 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/runtime/api"
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
@@ -52,13 +58,20 @@ type Config struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
+	// Cores is how many guests may run at once; 0 is GOMAXPROCS.
+	Cores int
 	// Log is required.
 	Log *zap.SugaredLogger
 }
 
+// keptMemory bounds the physical memory that waits for the next instances.
+const keptMemory = 128 << 20
+
 // Runtime pulls, compiles and runs modules. It is safe for concurrent use.
 type Runtime struct {
 	limits  guest.Limits
+	memory  int64
+	host    *instance.Host
 	log     *zap.SugaredLogger
 	store   *oci.Store
 	modules *modcache.Cache
@@ -85,14 +98,16 @@ func New(cfg Config) (*Runtime, error) {
 	modules, err := modcache.New(modcache.Config{
 		Dir:     filepath.Join(cfg.DataDir, "compiled"),
 		Modules: cfg.Guest.CompiledModules,
-		Memory:  cfg.Guest.Memory.Value(),
 		Load:    store.Module,
 	})
 	if err != nil {
 		store.Close()
 		return nil, fmt.Errorf("new runtime: %w", err)
 	}
+	cores := cmp.Or(cfg.Cores, goruntime.GOMAXPROCS(0))
 	return &Runtime{
+		memory:    cfg.Guest.Memory.Value(),
+		host:      instance.NewHost(instance.HostConfig{Cores: cores, KeptMemory: keptMemory}),
 		limits:    guest.DefaultLimits(int(cfg.Guest.OutputSize.Value())),
 		log:       cfg.Log,
 		store:     store,
@@ -118,7 +133,7 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbo
 		return nil, fmt.Errorf("start %s: %w", spec.ID, errClosed)
 	}
 	defer r.starting.Done()
-	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
+	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Host: r.host, Memory: r.memory, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +172,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	}
 	r.store.Close()
 	r.starting.Wait()
+	defer r.host.Close()
 	return errors.Join(r.closeSandboxes(ctx), r.modules.Close())
 }
 

@@ -101,12 +101,15 @@ func verdict(err error) (status int, message string) {
 		exit    *ExitError
 		trap    *TrapError
 		long    *outputError
+		oom     *OOMError
 	)
 	switch {
 	case err == nil:
 		return http.StatusOK, ""
 	case errors.As(err, &request):
 		return request.status, request.text
+	case errors.As(err, &oom):
+		return http.StatusInternalServerError, oom.Error()
 	case errors.As(err, &exit):
 		return http.StatusInternalServerError, exit.Error()
 	case errors.As(err, &trap):

@@ -12,10 +12,11 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	wazeroapi "github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/instance"
+	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
@@ -32,12 +33,16 @@ const maxEnv = 4096
 type Module interface {
 	Instantiate(context.Context, wazero.ModuleConfig) (wazeroapi.Module, error)
 	Exports() map[string]wazeroapi.FunctionDefinition
+	// Needs returns what an instance takes of its sandbox's memory.
+	Needs() memory.Needs
 	// Release gives the module back. Instances live on.
 	Release()
 }
 
 // CommandConfig is what all calls of a Command share.
 type CommandConfig struct {
+	// Group is the sandbox that the instances belong to.
+	Group *instance.Group
 	// Argv0 is the guest's argv[0] and Args what follows it, before a call's
 	// own arguments.
 	Argv0 string
@@ -57,6 +62,7 @@ type CommandConfig struct {
 // Command runs a WASI command, each call in a fresh instance: no state crosses
 // calls. It is safe for concurrent use.
 type Command struct {
+	group     *instance.Group
 	argv      []string
 	env       []string
 	variables map[string]int // names of env to their places
@@ -80,7 +86,7 @@ func NewCommand(cfg CommandConfig) (*Command, error) {
 	if n := len(cfg.Env); n > maxEnv {
 		return nil, api.Unusable(fmt.Errorf("env has %d variables, must be at most %d", n, maxEnv))
 	}
-	c := &Command{variables: map[string]int{}, mounts: cfg.Mounts, stderr: cfg.Stderr}
+	c := &Command{group: cfg.Group, variables: map[string]int{}, mounts: cfg.Mounts, stderr: cfg.Stderr}
 	for _, entry := range cfg.Env {
 		key, _, ok := strings.Cut(entry, "=")
 		if !ok || key == "" || strings.ContainsRune(entry, 0) {
@@ -127,16 +133,22 @@ func (c *Command) Try(ctx context.Context, m Module) error {
 	}
 	trial, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
-	p := c.process(trial, Call{})
-	defer c.reuse(p)
-	instance, err := m.Instantiate(p.context, instanceConfig)
+	i, err := c.group.Start(trial, m.Needs())
 	if err == nil {
-		return instance.Close(trial)
+		defer i.End()
+		p := c.process(i, Call{})
+		defer c.reuse(p)
+		var made wazeroapi.Module
+		if made, err = m.Instantiate(p.context, instanceConfig); err == nil {
+			return made.Close(trial)
+		}
 	}
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case trial.Err() != nil:
+	case i != nil && i.OutOfMemory():
+		err = &OOMError{Limit: c.group.MemoryLimit(), Cause: err}
+	case trial.Err() != nil || i != nil && errors.Is(i.Err(), context.DeadlineExceeded):
 		err = fmt.Errorf("its start function didn't end within %s", trialTimeout)
 	}
 	return api.Unusable(fmt.Errorf("instantiate: %w", err))
@@ -176,22 +188,50 @@ type TrapError struct{ Trap error }
 // Error returns the trap without its stack trace, which is for the pod's log.
 func (e *TrapError) Error() string {
 	text, _, _ := strings.Cut(e.Trap.Error(), "\n")
-	return text
+	return strings.TrimSuffix(text, " (recovered by wazero)")
 }
 
 func (e *TrapError) Unwrap() error { return e.Trap }
 
+// OOMError says that a guest failed after it was denied memory, or that there is
+// too little for it to start.
+type OOMError struct {
+	// Limit is what all instances of the sandbox may have together, in bytes.
+	Limit int64
+	// Cause is how the guest ended, or *memory.LimitError.
+	Cause error
+}
+
+func (e *OOMError) Error() string {
+	return fmt.Sprintf("out of memory: the limit is %d bytes: %v", e.Limit, e.Cause)
+}
+
+func (e *OOMError) Unwrap() error { return e.Cause }
+
 // Run runs one instance of m to its end and releases m once the instance
 // exists. It returns nil for exit status 0, *ExitError for another, *TrapError,
-// the error of one of call's streams, or ctx's cause when ctx ended the guest.
+// the error of one of call's streams, ctx's cause when ctx ended the guest, or
+// *OOMError. It waits for memory and a core.
 func (c *Command) Run(ctx context.Context, m Module, call Call) error {
-	p := c.process(ctx, call)
+	i, err := c.group.Start(ctx, m.Needs())
+	if err != nil {
+		m.Release()
+		for _, l := range call.Listeners {
+			l.Close()
+		}
+		if limit := new(memory.LimitError); errors.As(err, &limit) {
+			err = &OOMError{Limit: limit.Limit, Cause: limit}
+		}
+		return err
+	}
+	defer i.End()
+	p := c.process(i, call)
 	defer c.reuse(p)
-	instance, err := m.Instantiate(p.context, instanceConfig)
+	made, err := m.Instantiate(p.context, instanceConfig)
 	m.Release()
 	if err == nil {
-		defer func() { _ = instance.Close(ctx) }() // frees what it holds; there is nothing to fail
-		_, err = instance.ExportedFunction(start).Call(p.context)
+		defer func() { _ = made.Close(ctx) }() // frees what it holds; there is nothing to fail
+		_, err = made.ExportedFunction(start).Call(p.context)
 	}
 	_ = p.lines.Flush() // which never fails
 	err = p.outcome(err)
@@ -206,19 +246,18 @@ type process struct {
 	wasi      wasi.Process
 	argv, env []string
 	lines     *Lines // to CommandConfig.Stderr
-	memory    memory
 
-	ctx     context.Context // the call's
-	context context.Context // for the instance
-	stderr  io.Writer
+	instance *instance.Instance
+	context  context.Context // for the wazero instance
+	stderr   io.Writer
 }
 
-func (c *Command) process(ctx context.Context, call Call) *process {
+func (c *Command) process(i *instance.Instance, call Call) *process {
 	p, ok := c.processes.Get().(*process)
 	if !ok {
 		p = &process{lines: NewLines(func(line []byte) error { c.stderr(line); return nil })}
 	}
-	p.ctx, p.stderr = ctx, call.Stderr
+	p.instance, p.stderr = i, call.Stderr
 	if p.stderr == nil {
 		p.stderr = p.lines
 	}
@@ -227,7 +266,7 @@ func (c *Command) process(ctx context.Context, call Call) *process {
 	for _, entry := range call.Env {
 		p.env = c.setenv(p.env, entry)
 	}
-	p.context = p.wasi.Start(experimental.WithMemoryAllocator(ctx, &p.memory), wasi.Config{
+	p.context = p.wasi.Start(i.Context(), wasi.Config{
 		Args:      p.argv,
 		Env:       p.env,
 		Stdin:     call.Stdin,
@@ -235,21 +274,31 @@ func (c *Command) process(ctx context.Context, call Call) *process {
 		Stderr:    p.stderr,
 		Mounts:    c.mounts,
 		Listeners: call.Listeners,
+		Slot:      i,
 	})
 	return p
 }
 
 func (c *Command) reuse(p *process) {
 	p.wasi.Close()
-	p.memory.release()
 	clear(p.argv)
 	clear(p.env)
-	p.ctx, p.context, p.stderr = nil, nil, nil
+	p.instance, p.context, p.stderr = nil, nil, nil
 	c.processes.Put(p)
 }
 
 // outcome says why a guest ended, given what wazero returned.
 func (p *process) outcome(err error) error {
+	err = p.reason(err)
+	exit, trap := new(ExitError), new(TrapError)
+	if p.instance.OutOfMemory() && (errors.As(err, &exit) || errors.As(err, &trap)) {
+		return &OOMError{Limit: p.instance.MemoryLimit(), Cause: err}
+	}
+	return err
+}
+
+func (p *process) reason(err error) error {
+	ctx := p.instance.Context()
 	var exit *sys.ExitError
 	switch {
 	case p.wasi.Failed() != nil:
@@ -258,12 +307,14 @@ func (p *process) outcome(err error) error {
 		return nil
 	case !errors.As(err, &exit):
 		return &TrapError{err}
+	case p.instance.Err() != nil:
+		return p.instance.Err()
 	case exit.ExitCode() == 0:
 		return nil
 	// A guest can exit with the statuses that wazero reserves, hence the look at
 	// ctx.
-	case p.ctx.Err() != nil && (exit.ExitCode() == sys.ExitCodeContextCanceled || exit.ExitCode() == sys.ExitCodeDeadlineExceeded):
-		return context.Cause(p.ctx)
+	case ctx.Err() != nil && (exit.ExitCode() == sys.ExitCodeContextCanceled || exit.ExitCode() == sys.ExitCodeDeadlineExceeded):
+		return context.Cause(ctx)
 	default:
 		return &ExitError{exit.ExitCode()}
 	}

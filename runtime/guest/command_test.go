@@ -16,7 +16,9 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
+	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 )
 
@@ -24,7 +26,7 @@ import (
 func compiled(t testing.TB, binary []byte) func() Module {
 	t.Helper()
 	cache, err := modcache.New(modcache.Config{
-		Dir: t.TempDir(), Modules: 1, Memory: 64 << 20,
+		Dir: t.TempDir(), Modules: 1,
 		Load: func(string) ([]byte, error) { return binary, nil },
 	})
 	if err != nil {
@@ -44,8 +46,18 @@ func compiled(t testing.TB, binary []byte) func() Module {
 	}
 }
 
+// newGroup returns a sandbox with a node of its own.
+func newGroup(t testing.TB, l instance.Limits) *instance.Group {
+	host := instance.NewHost(instance.HostConfig{Cores: 2, KeptMemory: 1 << 20})
+	t.Cleanup(host.Close)
+	return host.Group(l)
+}
+
 func newCommand(t testing.TB, cfg CommandConfig) *Command {
 	t.Helper()
+	if cfg.Group == nil {
+		cfg.Group = newGroup(t, instance.Limits{Memory: 64 << 20})
+	}
 	c, err := NewCommand(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -194,18 +206,56 @@ func TestRunGivesTheCause(t *testing.T) {
 	}
 }
 
+// growing is a body that grows its memory by pages, less than 64, and traps if
+// it may not.
+func growing(pages byte) []byte {
+	return []byte{0x41, pages, 0x40, 0x00, 0x41, 0x7f, 0x46, 0x04, 0x40, 0x00, 0x0b}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	lend := compiled(t, wasmtest.Command(growing(10)))
+	for name, limit := range map[string]int64{"enough": 12 * 64 << 10, "too little": 11 * 64 << 10, "too little to start": 64 << 10} {
+		t.Run(name, func(t *testing.T) {
+			group := newGroup(t, instance.Limits{Memory: limit})
+			c := newCommand(t, CommandConfig{Argv0: "x", Group: group})
+			err := c.Run(t.Context(), lend(), Call{})
+			oom := new(OOMError)
+			if got := errors.As(err, &oom); got == (name == "enough") || got && oom.Limit != limit {
+				t.Errorf("got %v", err)
+			}
+			m := lend()
+			defer m.Release()
+			err = c.Try(t.Context(), m)
+			if got := errors.Is(err, api.ErrUnusable); got != (name == "too little to start") {
+				t.Errorf("Try: got %v", err)
+			}
+			if used := group.Usage().Memory; used != 0 {
+				t.Errorf("%d bytes are still charged", used)
+			}
+		})
+	}
+}
+
 // A guest may exit with a status that wazero reserves; only its context says
 // what it means.
 func TestOutcomeOfReservedStatuses(t *testing.T) {
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, status := range []uint32{sys.ExitCodeContextCanceled, sys.ExitCodeDeadlineExceeded} {
+	group := newGroup(t, instance.Limits{Memory: 1 << 20})
+	ctx, cancel := context.WithCancel(t.Context())
+	running, err := group.Start(ctx, memory.Needs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.End()
+	p := &process{instance: running}
+	reserved := []uint32{sys.ExitCodeContextCanceled, sys.ExitCodeDeadlineExceeded}
+	for _, status := range reserved {
 		exit := new(ExitError)
-		p := &process{ctx: t.Context()}
 		if err := p.outcome(sys.NewExitError(status)); !errors.As(err, &exit) || exit.Status != status {
 			t.Errorf("status %d of a guest: got %v", status, err)
 		}
-		p.ctx = ended
+	}
+	cancel()
+	for _, status := range reserved {
 		if err := p.outcome(sys.NewExitError(status)); !errors.Is(err, context.Canceled) {
 			t.Errorf("status %d at the context's end: got %v", status, err)
 		}
@@ -224,26 +274,5 @@ func TestNewCommandRefuses(t *testing.T) {
 		if _, err := NewCommand(cfg); !errors.Is(err, api.ErrUnusable) {
 			t.Errorf("case %d: got %v, want ErrUnusable", i, err)
 		}
-	}
-}
-
-func TestMemory(t *testing.T) {
-	var m memory
-	linear := m.Allocate(0, 1<<20)
-	small := linear.Reallocate(1 << 16)
-	small[0] = 1
-	large := linear.Reallocate(1 << 20)
-	if len(large) != 1<<20 || &large[0] != &small[0] {
-		t.Error("growing moved the memory")
-	}
-	if linear.Reallocate(1<<20+1) != nil {
-		t.Error("grew beyond its limit")
-	}
-	m.release()
-	m.release()
-	h := &heap{}
-	h.Reallocate(10)[9] = 1
-	if grown := h.Reallocate(20); len(grown) != 20 || grown[9] != 1 {
-		t.Errorf("heap memory: %v", grown)
 	}
 }

@@ -29,11 +29,17 @@ import (
 	wazeroapi "github.com/tetratelabs/wazero/api"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/instance"
+	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
-// pageSize is the size of a page of linear memory.
-const pageSize = 64 << 10
+const (
+	// pageSize is the size of a page of linear memory, and maxPages how many there
+	// can be.
+	pageSize = 64 << 10
+	maxPages = 1 << 16
+)
 
 // Config says what a Cache holds and where it gets modules.
 type Config struct {
@@ -42,9 +48,6 @@ type Config struct {
 	Dir string
 	// Modules is how many compiled modules stay in memory.
 	Modules int
-	// Memory bounds the linear memory of each instance, in bytes; what is
-	// beyond whole pages of 64 KiB, or beyond the 4 GiB of wasm, doesn't count.
-	Memory int64
 	// Load returns the bytes of the module with the given digest.
 	Load func(digest string) ([]byte, error)
 }
@@ -71,6 +74,7 @@ type Cache struct {
 type entry struct {
 	ready  chan struct{} // closed once module or err is set
 	module wazero.CompiledModule
+	needs  memory.Needs
 	err    error
 
 	refs    int  // under Cache.mu; compile holds one too
@@ -79,10 +83,6 @@ type entry struct {
 
 // New opens the cache in cfg.Dir, making it if it isn't there.
 func New(cfg Config) (*Cache, error) {
-	pages := min(cfg.Memory/pageSize, 1<<16)
-	if pages < 1 {
-		return nil, fmt.Errorf("memory = %d, must be at least %d", cfg.Memory, pageSize)
-	}
 	if err := makePrivate(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open compilation cache: %w", err)
 	}
@@ -102,12 +102,14 @@ func New(cfg Config) (*Cache, error) {
 	c.stop, c.cancel = context.WithCancel(context.Background())
 	c.runtime = wazero.NewRuntimeWithConfig(c.stop, wazero.NewRuntimeConfigCompiler().
 		WithCompilationCache(disk).
-		WithMemoryLimitPages(uint32(pages)).
 		// See ../RATIONALE.md "What stops a guest today?".
 		WithCloseOnContextDone(true).
 		// Its reader would parse whatever a guest's DWARF sections hold.
 		WithDebugInfoEnabled(false))
 	if err := wasi.Instantiate(c.stop, c.runtime); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	if err := instance.Link(c.stop, c.runtime); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
@@ -190,6 +192,9 @@ func (m Module) Exports() map[string]wazeroapi.FunctionDefinition {
 	return m.entry.module.ExportedFunctions()
 }
 
+// Needs returns what an instance of m takes of its sandbox's memory.
+func (m Module) Needs() memory.Needs { return m.entry.needs }
+
 // Release gives the reference back. Instances made from it live on.
 func (m Module) Release() {
 	m.cache.mu.Lock()
@@ -213,7 +218,7 @@ func (e *entry) closeIfLast() {
 
 // fill compiles the module of e and makes e ready. A failure isn't kept.
 func (c *Cache) fill(digest string, e *entry) {
-	e.module, e.err = c.build(digest)
+	e.err = c.build(digest, e)
 	c.mu.Lock()
 	if current, _ := c.entries.Peek(digest); e.err != nil && current == e {
 		c.entries.Remove(digest)
@@ -223,33 +228,34 @@ func (c *Cache) fill(digest string, e *entry) {
 	Module{c, e}.Release()
 }
 
-// build loads, compiles and checks a module once its turn has come.
-func (c *Cache) build(digest string) (wazero.CompiledModule, error) {
+// build loads, compiles and checks the module of e once its turn has come.
+func (c *Cache) build(digest string, e *entry) error {
 	select {
 	case c.compiling <- struct{}{}:
 		defer func() { <-c.compiling }()
 	case <-c.stop.Done():
-		return nil, errClosed
+		return errClosed
 	}
 	binary, err := c.load(digest)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	module, err := c.compile(binary)
 	if isStale(err) {
 		if err := c.clearDisk(); err != nil {
-			return nil, fmt.Errorf("clear compilation cache: %w", err)
+			return fmt.Errorf("clear compilation cache: %w", err)
 		}
 		module, err = c.compile(binary)
 	}
 	if err != nil {
-		return nil, unusable(fmt.Errorf("compile module %s: %w", digest, err))
+		return unusable(fmt.Errorf("compile module %s: %w", digest, err))
 	}
 	if err := c.checkImports(module); err != nil {
 		_ = module.Close(c.stop)
-		return nil, api.Unusable(fmt.Errorf("link module %s: %w", digest, err))
+		return api.Unusable(fmt.Errorf("link module %s: %w", digest, err))
 	}
-	return module, nil
+	e.module, e.needs = module, needsOf(binary)
+	return nil
 }
 
 // compile turns a panic of the compiler, which is a fault that this module has

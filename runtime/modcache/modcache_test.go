@@ -50,7 +50,7 @@ func (l *loader) count(digest string) int {
 
 func newCache(t testing.TB, dir string, modules int, load func(string) ([]byte, error)) *Cache {
 	t.Helper()
-	c, err := New(Config{Dir: dir, Modules: modules, Memory: 1 << 20, Load: load})
+	c, err := New(Config{Dir: dir, Modules: modules, Load: load})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,10 +172,9 @@ func TestGetRefuses(t *testing.T) {
 			wasmtest.Importing([2]string{"env", "f"}, [2]string{"wasi_snapshot_preview1", "nope"}, [2]string{"wasi_snapshot_preview1", "sched_yield"}),
 			"unknown imports: env.f, wasi_snapshot_preview1.nope",
 		},
-		"invalid code":    {wasmtest.Command(wasmtest.Broken), "compile module sha256:x"},
-		"truncated":       {wasmtest.Command(wasmtest.Nothing)[:20], "compile module sha256:x"},
-		"not wasm":        {[]byte("#!/bin/sh\n"), "compile module sha256:x"},
-		"too much memory": {wasmtest.Memory(17), "17 pages"},
+		"invalid code": {wasmtest.Command(wasmtest.Broken), "compile module sha256:x"},
+		"truncated":    {wasmtest.Command(wasmtest.Nothing)[:20], "compile module sha256:x"},
+		"not wasm":     {[]byte("#!/bin/sh\n"), "compile module sha256:x"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -265,7 +264,7 @@ func TestDiskIsPrivateAndHealed(t *testing.T) {
 	l := newLoader(map[string][]byte{"a": wasmtest.Command(wasmtest.Nothing)})
 	get := func() {
 		t.Helper()
-		c, err := New(Config{Dir: dir, Modules: 1, Memory: 1 << 20, Load: l.load})
+		c, err := New(Config{Dir: dir, Modules: 1, Load: l.load})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -296,7 +295,7 @@ func TestDiskIsPrivateAndHealed(t *testing.T) {
 }
 
 func TestClosed(t *testing.T) {
-	c, err := New(Config{Dir: t.TempDir(), Modules: 1, Memory: 1 << 20, Load: newLoader(nil).load})
+	c, err := New(Config{Dir: t.TempDir(), Modules: 1, Load: newLoader(nil).load})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,9 +309,8 @@ func TestClosed(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for _, cfg := range []Config{
-		{Dir: t.TempDir(), Modules: 0, Memory: 1 << 20},
-		{Dir: t.TempDir(), Modules: 1, Memory: 1},
-		{Dir: "/dev/null/x", Modules: 1, Memory: 1 << 20},
+		{Dir: t.TempDir(), Modules: 0},
+		{Dir: "/dev/null/x", Modules: 1},
 	} {
 		if c, err := New(cfg); err == nil {
 			c.Close()

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 )
 
@@ -39,6 +40,15 @@ type Spec struct {
 	// ABI says how a request reaches the guest: argv, or command, which is also
 	// what none means, if no request does.
 	ABI string
+	// Memory bounds what all its instances hold together, in bytes; 0 is
+	// Deps.Memory.
+	Memory int64
+	// CPURequest is its weight against other sandboxes, and CPULimit, unless 0,
+	// bounds its use, in thousandths of a core.
+	CPURequest, CPULimit int64
+	// OnOOM, unless nil, is told of each request's instance that failed for want
+	// of memory. It must not block.
+	OnOOM func(*guest.OOMError)
 	// Proven says that a sandbox like this one has started before, so that no
 	// instance need be tried.
 	Proven bool
@@ -54,6 +64,10 @@ type Spec struct {
 type Deps struct {
 	// Modules has or makes the compiled modules.
 	Modules *modcache.Cache
+	// Host is the node that instances run on.
+	Host *instance.Host
+	// Memory is the limit of sandboxes that name none, in bytes.
+	Memory int64
 	// Limits bound requests and answers.
 	Limits guest.Limits
 	// Log is the node's own log.
@@ -66,6 +80,7 @@ type Deps struct {
 type Sandbox struct {
 	spec    Spec
 	deps    Deps
+	group   *instance.Group
 	command *guest.Command
 	handler http.Handler
 	lines   *lineQueue
@@ -97,11 +112,17 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		closing: make(chan struct{}),
 		idle:    make(chan struct{}),
 	}
+	s.group = deps.Host.Group(instance.Limits{
+		Memory:     cmp.Or(spec.Memory, deps.Memory),
+		CPURequest: spec.CPURequest,
+		CPULimit:   spec.CPULimit,
+	})
 	var err error
 	if s.handler, err = guest.NewHandler(spec.ABI, s.run, deps.Limits); err != nil {
 		return nil, s.named(err)
 	}
 	s.command, err = guest.NewCommand(guest.CommandConfig{
+		Group:  s.group,
 		Argv0:  spec.Argv0,
 		Args:   spec.Args,
 		Env:    spec.Env,
@@ -135,7 +156,7 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.
 var errRunning = errors.New("it runs already")
 
 // Run runs the container's command once to its end. It returns nil for exit
-// status 0, *guest.ExitError, *guest.TrapError, guest.ErrClosed if Close ended
+// status 0, *guest.ExitError, *guest.TrapError, *guest.OOMError, guest.ErrClosed if Close ended
 // it, or ctx's cause. It may be called again after that, but not at once. The
 // command's standard input is empty; its output goes to the logs.
 //
@@ -192,8 +213,15 @@ func (s *Sandbox) run(ctx context.Context, call guest.Call) error {
 		return guest.ErrClosed
 	}
 	defer s.end()
-	return s.call(ctx, call)
+	err := s.call(ctx, call)
+	if oom := new(guest.OOMError); s.spec.OnOOM != nil && errors.As(err, &oom) {
+		s.spec.OnOOM(oom)
+	}
+	return err
 }
+
+// Usage returns what the sandbox has used of the node.
+func (s *Sandbox) Usage() instance.Usage { return s.group.Usage() }
 
 // call runs one instance, until it ends or Close stops it.
 func (s *Sandbox) call(ctx context.Context, call guest.Call) error {

@@ -22,12 +22,16 @@ import (
 
 	"github.com/wisp-serving/wisp/runtime/api"
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 )
 
 // modules is shared by all tests: compiling the puppet takes a while.
 var modules *modcache.Cache
+
+// host has more cores than tests run guests that wait without saying so.
+var host = instance.NewHost(instance.HostConfig{Cores: 100})
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -47,7 +51,7 @@ func run(m *testing.M) int {
 		log.Fatal(err)
 	}
 	modules, err = modcache.New(modcache.Config{
-		Dir: dir, Modules: 8, Memory: 64 << 20,
+		Dir: dir, Modules: 8,
 		Load: func(digest string) ([]byte, error) {
 			if b, ok := binaries[digest]; ok {
 				return b, nil
@@ -80,7 +84,7 @@ func start(t testing.TB, spec Spec) *Sandbox {
 	if spec.ABI == "" {
 		spec.ABI = guest.ABIArgv
 	}
-	deps := Deps{Modules: modules, Limits: guest.DefaultLimits(64 << 10), Log: zap.NewNop().Sugar()}
+	deps := Deps{Modules: modules, Host: host, Memory: 64 << 20, Limits: guest.DefaultLimits(64 << 10), Log: zap.NewNop().Sugar()}
 	s, err := New(t.Context(), deps, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -390,7 +394,7 @@ func TestCloseStopsWhatIsLeft(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	deps := Deps{Modules: modules, Limits: guest.DefaultLimits(1), Log: zap.NewNop().Sugar()}
+	deps := Deps{Modules: modules, Host: host, Memory: 64 << 20, Limits: guest.DefaultLimits(1), Log: zap.NewNop().Sugar()}
 	for name, tc := range map[string]struct {
 		spec Spec
 		kind error
@@ -411,7 +415,7 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestProvenSkipsTheTrial(t *testing.T) {
-	deps := Deps{Modules: modules, Limits: guest.DefaultLimits(1), Log: zap.NewNop().Sugar()}
+	deps := Deps{Modules: modules, Host: host, Memory: 64 << 20, Limits: guest.DefaultLimits(1), Log: zap.NewNop().Sugar()}
 	spec := Spec{ID: "ns/pod", Module: "reactor", Argv0: "x", ABI: "argv"}
 	if _, err := New(t.Context(), deps, spec); !errors.Is(err, api.ErrUnusable) {
 		t.Errorf("tried: got %v, want ErrUnusable", err)

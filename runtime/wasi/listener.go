@@ -98,6 +98,9 @@ func (l *Listener) end() {
 	}
 }
 
+// Close ends a listener that no process has been started with.
+func (l *Listener) Close() { l.close() }
+
 // close is the guest's.
 func (l *Listener) close() {
 	l.mu.Lock()

@@ -1,0 +1,253 @@
+package cpu
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func begin(t testing.TB, s *Share) *Turn {
+	t.Helper()
+	turn := s.Turn()
+	if err := turn.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return turn
+}
+
+// busy is what a guest does: it uses a core for a ration and yields, until it
+// has had so many.
+func busy(ctx context.Context, s *Share, rations int) error {
+	turn := s.Turn()
+	if err := turn.Begin(ctx); err != nil {
+		return err
+	}
+	for n := 0; n < rations && ctx.Err() == nil; n++ {
+		time.Sleep(100 * time.Microsecond) // of the bubble: it passes as if the core were used
+		if _, err := turn.Yield(ctx); err != nil {
+			return err
+		}
+	}
+	turn.End()
+	return nil
+}
+
+// Two pods that want all they can get share by weight, as long as both do.
+func TestSharesByWeight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(1)
+		heavy, light := c.Share(ShareConfig{Request: 300}), c.Share(ShareConfig{Request: 100})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		for _, s := range []*Share{heavy, light, light} { // two instances get no more than one
+			wg.Go(func() { _ = busy(ctx, s, math.MaxInt) })
+		}
+		wg.Wait()
+		if ratio := heavy.CPU().Seconds() / light.CPU().Seconds(); math.Abs(ratio-3) > 0.1 {
+			t.Errorf("heavy had %s, light %s: ratio %.2f, want 3", heavy.CPU(), light.CPU(), ratio)
+		}
+		if all := heavy.CPU() + light.CPU(); all < 9900*time.Millisecond {
+			t.Errorf("the core was used for %s of 10 s", all)
+		}
+	})
+}
+
+// A request to a pod that used little waits for no more than what is left of the
+// rations under way, however many loop elsewhere.
+func TestLittleUsedGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(2)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		hostile := []*Share{c.Share(ShareConfig{Request: 100}), c.Share(ShareConfig{Request: 100})}
+		for i := range 1000 {
+			wg.Go(func() { _ = busy(ctx, hostile[i%2], math.MaxInt) })
+		}
+		good := c.Share(ShareConfig{Request: 100})
+		for range 100 {
+			time.Sleep(10*time.Millisecond + 17*time.Microsecond)
+			asked := time.Now()
+			turn := begin(t, good)
+			if waited := time.Since(asked); waited > 100*time.Microsecond {
+				t.Fatalf("waited %s", waited)
+			}
+			time.Sleep(70 * time.Microsecond)
+			turn.End()
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// Within a pod too, the new instance goes before those that run on and on.
+func TestNewInstanceGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(1)
+		s := c.Share(ShareConfig{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() { _ = busy(ctx, s, math.MaxInt) })
+		}
+		time.Sleep(time.Second)
+		asked := time.Now()
+		turn := begin(t, s)
+		if waited := time.Since(asked); waited > 100*time.Microsecond {
+			t.Errorf("waited %s", waited)
+		}
+		turn.End()
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(2)
+		s := c.Share(ShareConfig{Limit: 250})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { _ = busy(ctx, s, math.MaxInt) })
+		}
+		wg.Wait()
+		if got := s.CPU(); got < 2400*time.Millisecond || got > 2600*time.Millisecond {
+			t.Errorf("had %s in 10 s, want a quarter", got)
+		}
+	})
+}
+
+// What is ended while it waits, for a core or because of its limit, holds none.
+func TestGivesUpWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(1)
+		gone := errors.New("gone")
+		limited := c.Share(ShareConfig{Limit: 1})
+		limited.charge(c.now(), time.Second)
+		holder := begin(t, c.Share(ShareConfig{}))
+		for _, s := range []*Share{limited, c.Share(ShareConfig{})} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- s.Turn().Begin(ctx) }()
+			synctest.Wait()
+			cancel(gone)
+			if err := <-done; !errors.Is(err, gone) {
+				t.Errorf("got %v, want the cause", err)
+			}
+		}
+		holder.End()
+		begin(t, c.Share(ShareConfig{})).End()
+		if c.free.Load() != 1 || c.waiting.Load() != 0 {
+			t.Errorf("%d cores are free, %d wait", c.free.Load(), c.waiting.Load())
+		}
+	})
+}
+
+// Never more than there are cores run, and none is lost, whatever ends when.
+func TestHammer(t *testing.T) {
+	c := New(3)
+	shares := []*Share{c.Share(ShareConfig{}), c.Share(ShareConfig{Request: 500}), c.Share(ShareConfig{Request: 100})}
+	var running atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			for n := range 300 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if n%3 == 0 {
+					go cancel()
+				}
+				turn := shares[i%3].Turn()
+				if turn.Begin(ctx) == nil {
+					ok := true
+					for range n % 5 {
+						if now := running.Add(1); now > 3 {
+							t.Errorf("%d run at once", now)
+						}
+						running.Add(-1)
+						if _, err := turn.Yield(ctx); err != nil {
+							ok = false
+							break
+						}
+					}
+					if ok {
+						turn.End()
+					}
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	if c.free.Load() != 3 || c.waiting.Load() != 0 || c.queue.len() != 0 {
+		t.Errorf("%d cores are free, %d wait", c.free.Load(), c.waiting.Load())
+	}
+}
+
+func TestRankForgetsAtOneRate(t *testing.T) {
+	early, late := newAccount(ShareConfig{Request: 100}), newAccount(ShareConfig{Request: 100})
+	early.charge(0, 8*time.Millisecond)
+	late.charge(2*halfLife, time.Millisecond) // the early one's is worth 2 ms by now
+	if early.rank() <= late.rank() {
+		t.Errorf("early %f, late %f", early.rank(), late.rank())
+	}
+	late.charge(2*halfLife, 2*time.Millisecond)
+	if early.rank() >= late.rank() {
+		t.Errorf("early %f, late %f", early.rank(), late.rank())
+	}
+}
+
+// BenchmarkYield is the cost of a safe point when nobody waits, and when two
+// take turns at each.
+func BenchmarkYield(b *testing.B) {
+	b.Run("alone", func(b *testing.B) {
+		turn := begin(b, New(1).Share(ShareConfig{}))
+		defer turn.End()
+		for b.Loop() {
+			if _, err := turn.Yield(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("in turn", func(b *testing.B) {
+		c := New(1)
+		ctx, cancel := context.WithCancel(b.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			turn := c.Share(ShareConfig{}).Turn()
+			err := turn.Begin(ctx)
+			for err == nil && ctx.Err() == nil {
+				_, err = turn.Yield(ctx)
+			}
+			if err == nil {
+				turn.End()
+			}
+		})
+		turn := begin(b, c.Share(ShareConfig{}))
+		for b.Loop() {
+			if _, err := turn.Yield(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		cancel()
+		turn.End()
+		wg.Wait()
+	})
+	b.Run("begin and end", func(b *testing.B) {
+		s := New(1).Share(ShareConfig{})
+		b.ReportAllocs()
+		for b.Loop() {
+			begin(b, s).End()
+		}
+	})
+}

@@ -1,0 +1,43 @@
+package instance
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tetratelabs/wazero"
+	wazeroapi "github.com/tetratelabs/wazero/api"
+)
+
+// The function that rewritten modules call; see runtime/meter.
+const (
+	hostModule = "wisp"
+	yieldName  = "yield"
+	refuel     = 0
+	exhausted  = 1
+)
+
+// Link makes the host module that rewritten modules import in r.
+func Link(ctx context.Context, r wazero.Runtime) error {
+	i32 := []wazeroapi.ValueType{wazeroapi.ValueTypeI32}
+	_, err := r.NewHostModuleBuilder(hostModule).
+		NewFunctionBuilder().WithGoFunction(wazeroapi.GoFunc(yield), i32, i32).Export(yieldName).
+		Instantiate(ctx)
+	if err != nil {
+		return fmt.Errorf("make module %s: %w", hostModule, err)
+	}
+	return nil
+}
+
+func yield(ctx context.Context, stack []uint64) {
+	i := from(ctx)
+	if i == nil {
+		panic("a metered module was called without an instance.Instance")
+	}
+	switch uint32(stack[0]) {
+	case refuel:
+		stack[0] = uint64(i.refuel())
+	case exhausted:
+		i.err = ErrStack
+		panic(ErrStack)
+	}
+}
