@@ -74,6 +74,10 @@ type Node struct {
 	// start. Knative's own activator uses the revision's timeout; the smaller
 	// of the two holds.
 	QueueTimeout metav1.Duration `json:"queueTimeout"`
+	// QueueBytes is how much of the node's memory the requests that wait for one
+	// revision may hold together: their headers, and what is taken in of their
+	// bodies. Past it, further ones get 503.
+	QueueBytes resource.Quantity `json:"queueBytes"`
 	// EarlyStartLease is how long a function that was started before its Pod
 	// takes new requests without one.
 	EarlyStartLease metav1.Duration `json:"earlyStartLease"`
@@ -170,6 +174,7 @@ func DefaultNode() Node {
 		Autoscaler:         "ws://127.0.0.1:9460",
 		Guest:              Guest{Memory: resource.MustParse("128Mi"), ModuleSize: resource.MustParse("100Mi"), OutputSize: resource.MustParse("16Mi"), CompiledModules: 256},
 		QueueTimeout:       metav1.Duration{Duration: time.Minute},
+		QueueBytes:         resource.MustParse("256Mi"),
 		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
 		DrainTimeout:       metav1.Duration{Duration: 30 * time.Second},
 	}
@@ -262,6 +267,7 @@ func (c Node) Validate() error {
 	errs.positive("guest.outputSize", c.Guest.OutputSize)
 	errs.check(c.Guest.CompiledModules > 0, "guest.compiledModules", c.Guest.CompiledModules, "above 0")
 	errs.duration("queueTimeout", c.QueueTimeout)
+	errs.positive("queueBytes", c.QueueBytes)
 	errs.duration("earlyStartLease", c.EarlyStartLease)
 	errs.duration("drainTimeout", c.DrainTimeout)
 	return errors.Join(errs...)

@@ -49,6 +49,8 @@ type function struct {
 	// requests is whether each request gets an instance of its own: then the
 	// container runs as long as it is let.
 	requests bool
+	// logs carry what a function wrote ahead of its Pod; nil for others.
+	logs *relay
 }
 
 // errUnhealthy is the cause that ends a run whose liveness probe has failed.
@@ -108,7 +110,7 @@ func (c *container) adopt(ctx context.Context) *function {
 	if !c.serves || c.state().Runs > 0 {
 		return nil
 	}
-	f := c.pod.provider.early.adopt(ctx, c.pods)
+	f := c.pod.provider.early.adopt(ctx, c.pods, guestLog{c.log}, guestLog{c.log})
 	if f != nil {
 		c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
 	}
@@ -169,7 +171,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 	}
 	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
 	if c.serves {
-		c.pod.provider.early.admit(template{spec: c.pods, image: image, pod: api})
+		c.pod.provider.early.admit(api, image)
 	}
 	return &function{Sandbox: sb, target: c.pod.uid, imageID: image.Reference, requests: answersRequests(spec.ABI)}, nil
 }

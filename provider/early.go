@@ -4,33 +4,42 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/serving/pkg/apis/serving"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
 
-// template is a pod template as it was last admitted to this node: after the
-// cluster's admission has had its say, and known to start.
-type template struct {
-	spec  podspec.Spec
-	image oci.Image
-	pod   *corev1.Pod
+// Outlook tells what the cluster makes of a revision's pods. Its methods are safe
+// for concurrent use.
+type Outlook interface {
+	// Refusal returns why Kubernetes runs no pod of the revision now, empty if it
+	// hasn't said so. It doesn't block.
+	Refusal(revision types.NamespacedName) string
+	// TemplateDigest tells one template of the revision's Deployment from another,
+	// empty if it isn't known. It doesn't block.
+	TemplateDigest(revision types.NamespacedName) string
+	// Silent asks whether the API server gives no answer, so that nobody can bring
+	// a Pod, or say that none comes.
+	Silent(ctx context.Context) bool
 }
 
-// revisionKey names a revision for certain. A name comes again with another
-// UID, and a Pod's labels may claim the UID of a revision in another namespace.
-type revisionKey struct {
-	types.NamespacedName
-	uid types.UID
-}
+// blind is the Outlook of who can't see the cluster.
+type blind struct{}
 
-func keyOf(spec podspec.Spec) revisionKey { return revisionKey{spec.Revision, spec.RevisionUID} }
+func (blind) Refusal(types.NamespacedName) string        { return "" }
+func (blind) TemplateDigest(types.NamespacedName) string { return "" }
+func (blind) Silent(context.Context) bool                { return false }
+
+// silentAfter bounds asking the API server whether it is there.
+const silentAfter = 2 * time.Second
 
 // earlyStarts starts functions ahead of their Pods and hands them over. At most
 // one per revision runs so, for at most a lease.
@@ -42,10 +51,12 @@ type earlyStarts struct {
 	lease   time.Duration
 	source  podspec.Source
 	facts   func() podspec.Facts
+	outlook Outlook
 	log     *zap.SugaredLogger
 
+	templates *templates
+
 	mu        sync.Mutex
-	templates map[revisionKey]template
 	functions map[revisionKey]*earlyFunction
 	count     int            // of functions so far, to tell them apart
 	lives     sync.WaitGroup // of functions, from before their start
@@ -65,24 +76,15 @@ type earlyFunction struct {
 	taken chan struct{}
 }
 
-func newEarlyStarts(runtime Runtime, router Router, lease time.Duration, source podspec.Source, facts func() podspec.Facts, log *zap.SugaredLogger) *earlyStarts {
-	return &earlyStarts{
-		runtime:   runtime,
-		router:    router,
-		lease:     lease,
-		source:    source,
-		facts:     facts,
-		log:       log,
-		templates: make(map[revisionKey]template),
-		functions: make(map[revisionKey]*earlyFunction),
+// admit remembers a pod that has started, here or on another node.
+func (e *earlyStarts) admit(pod *corev1.Pod, image oci.Image) {
+	key := types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[serving.RevisionLabelKey]}
+	t, err := e.templates.make(pod, image, e.outlook.TemplateDigest(key))
+	if err != nil {
+		e.log.Debugw("nothing starts ahead of this pod's like", "pod", nameOf(pod).String(), "error", err)
+		return
 	}
-}
-
-// admit remembers what the cluster has let run here.
-func (e *earlyStarts) admit(t template) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.templates[keyOf(t.spec)] = t
+	e.templates.admit(t)
 }
 
 // start runs the revision's function and adds it to the router. It fails if
@@ -125,14 +127,20 @@ func (e *earlyStarts) drop(ef *earlyFunction) {
 func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t, ok := e.templates[revision]
+	t, ok := e.templates.get(revision)
+	refusal := e.outlook.Refusal(revision.NamespacedName)
+	digest := e.outlook.TemplateDigest(revision.NamespacedName)
 	switch {
 	case e.stopped:
 		return nil, errors.New("the node is stopping")
 	case !ok:
-		return nil, fmt.Errorf("no pod of revision %s has run on this node yet", revision)
+		return nil, fmt.Errorf("no pod of revision %s has run on a node yet", revision)
 	case !t.spec.EarlyStart:
-		return nil, fmt.Errorf("revision %s asks to wait for its pod", revision)
+		return nil, fmt.Errorf("revision %s asks to wait for its pod, or starts with what is one pod's own", revision)
+	case refusal != "":
+		return nil, fmt.Errorf("Kubernetes refuses the pod of revision %s: %s", revision, refusal) //nolint:staticcheck // a name
+	case t.digest != "" && digest != "" && t.digest != digest:
+		return nil, fmt.Errorf("no pod of the present template of revision %s has run on a node yet", revision)
 	case e.functions[revision] != nil:
 		return nil, fmt.Errorf("revision %s is already starting", revision)
 	}
@@ -146,6 +154,14 @@ func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 
 func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, error) {
 	t, revision := ef.template, ef.template.spec.Revision
+	if t.image.ModuleDigest == "" {
+		image, err := e.runtime.Pull(ctx, t.image.Reference)
+		if err != nil {
+			return nil, fmt.Errorf("start revision %s: %w", revision, err)
+		}
+		t.image = image
+		e.templates.admit(t)
+	}
 	container := t.spec.Containers[0]
 	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.source)
 	if err != nil {
@@ -155,24 +171,31 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	log := guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)}
-	spec.Stdout, spec.Stderr = log, log
+	logs := newRelay(guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)})
+	spec.Stdout, spec.Stderr = logs.writer(stdout), logs.writer(stderr)
 	spec.Proven = true // as a template: it was admitted after it had started
 	sb, err := e.runtime.Start(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI)}, nil
+	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}, nil
 }
 
-// live holds the function until a Pod takes it or the lease ends.
+// live holds the function until a Pod takes it or the lease ends. While the API
+// server is silent no Pod could have come, and the lease is given again.
 func (e *earlyStarts) live(ef *earlyFunction) {
 	timer := time.NewTimer(e.lease)
 	defer timer.Stop()
-	select {
-	case <-ef.taken:
-		return
-	case <-timer.C:
+	for {
+		select {
+		case <-ef.taken:
+			return
+		case <-timer.C:
+		}
+		if !e.silent() {
+			break
+		}
+		timer.Reset(e.lease)
 	}
 	if e.take(ef) {
 		e.log.Infow("no pod came for a function that was started ahead: it ends", "key", ef.template.spec.Revision.String(), "lease", e.lease)
@@ -180,10 +203,17 @@ func (e *earlyStarts) live(ef *earlyFunction) {
 	}
 }
 
+func (e *earlyStarts) silent() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), silentAfter)
+	defer cancel()
+	return e.outlook.Silent(ctx)
+}
+
 // adopt hands the function that runs ahead of this pod over to it, nil if there
 // is none of its template. It waits for a start in progress, so that one start
-// serves both. The function stays in the router throughout.
-func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
+// serves both. The function stays in the router throughout; what it has written
+// and will write goes to the pod's logs.
+func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec, out, errs io.Writer) *function {
 	e.mu.Lock()
 	ef := e.functions[keyOf(spec)]
 	e.mu.Unlock()
@@ -199,6 +229,7 @@ func (e *earlyStarts) adopt(ctx context.Context, spec podspec.Spec) *function {
 		return nil
 	}
 	e.router.Adopted(spec.Revision, ef.function.target)
+	ef.function.logs.to(out, errs)
 	return ef.function
 }
 
@@ -217,11 +248,22 @@ func (e *earlyStarts) take(ef *earlyFunction) bool {
 
 // forget drops a deleted revision: its template and what runs ahead of a Pod.
 func (e *earlyStarts) forget(revision revisionKey) {
+	e.templates.forget(revision)
+	e.endEarly(e.running(revision))
+}
+
+// refuse ends what runs ahead of a Pod that Kubernetes refuses.
+func (e *earlyStarts) refuse(revision revisionKey, reason string) {
+	if ef := e.running(revision); ef != nil {
+		e.log.Infow("Kubernetes refuses the pod of a function that was started ahead: it ends", "key", revision.String(), "reason", reason)
+		e.endEarly(ef)
+	}
+}
+
+func (e *earlyStarts) running(revision revisionKey) *earlyFunction {
 	e.mu.Lock()
-	ef := e.functions[revision]
-	delete(e.templates, revision)
-	e.mu.Unlock()
-	e.endEarly(ef)
+	defer e.mu.Unlock()
+	return e.functions[revision]
 }
 
 // endEarly ends ef's function unless a Pod has it.
@@ -252,8 +294,9 @@ func (e *earlyStarts) stop() {
 }
 
 // finish takes the function out of the router and lets its requests finish, for
-// as long as those of its Pod might.
+// as long as those of its Pod might. What it has written goes to the node's log.
 func (e *earlyStarts) finish(spec podspec.Spec, f *function) {
+	defer f.logs.flush()
 	drained := e.router.Remove(spec.Revision, f.target)
 	ctx, cancel := context.WithTimeout(context.Background(), spec.Grace)
 	defer cancel()

@@ -46,6 +46,10 @@ func (p *Provider) Run(ctx context.Context) error {
 	podInformers.Start(running.Done())
 	g.Go(func() error { return pods.Run(running, runtime.NumCPU()) })
 	g.Go(func() error { return p.register(running, pods, nodes) })
+	g.Go(func() error {
+		p.ahead.run(running)
+		return nil
+	})
 	err = g.Wait()
 	p.lives.Wait()
 	p.early.stop()

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -39,6 +40,8 @@ import (
 type Runtime interface {
 	Pull(ctx context.Context, ref string) (oci.Image, error)
 	Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbox, error)
+	// Prepare pulls and compiles, so that a Start of it is quick.
+	Prepare(ctx context.Context, ref string) error
 }
 
 // Router is told which functions take requests on this node.
@@ -52,7 +55,7 @@ type Router interface {
 	Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{})
 }
 
-// Config is what New needs; all fields are required.
+// Config is what New needs; all fields but Outlook are required.
 type Config struct {
 	Node config.Node
 	// Version is Wisp's own, shown as the kubelet's.
@@ -61,6 +64,8 @@ type Config struct {
 	Client  kubernetes.Interface
 	Runtime Runtime
 	Router  Router
+	// Outlook is asked about starts ahead of Pods; nil knows nothing.
+	Outlook Outlook
 	Log     *zap.SugaredLogger
 }
 
@@ -77,6 +82,7 @@ type Provider struct {
 	cfg      Config
 	source   source
 	early    *earlyStarts
+	ahead    *ahead
 	recorder record.EventRecorder
 	ready    chan struct{}
 
@@ -97,6 +103,9 @@ func New(cfg Config) (*Provider, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Outlook == nil {
+		cfg.Outlook = blind{}
+	}
 	p := &Provider{
 		cfg:    cfg,
 		source: source{cfg.Client},
@@ -104,7 +113,16 @@ func New(cfg Config) (*Provider, error) {
 		pods:   make(map[types.UID]*pod),
 		byName: make(map[types.NamespacedName]*pod),
 	}
-	p.early = newEarlyStarts(cfg.Runtime, cfg.Router, cfg.Node.EarlyStartLease.Duration, p.source, p.facts, cfg.Log)
+	templates, err := openTemplates(filepath.Join(cfg.Node.DataDir, "templates"), cfg.Node.Name, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	p.early = &earlyStarts{
+		runtime: cfg.Runtime, router: cfg.Router, lease: cfg.Node.EarlyStartLease.Duration,
+		source: p.source, facts: p.facts, outlook: cfg.Outlook, log: cfg.Log,
+		templates: templates, functions: make(map[revisionKey]*earlyFunction),
+	}
+	p.ahead = newAhead(cfg.Runtime, cfg.Log)
 	return p, nil
 }
 
@@ -233,6 +251,37 @@ func (p *Provider) StartEarly(ctx context.Context, revision types.NamespacedName
 func (p *Provider) ForgetRevision(revision types.NamespacedName, uid types.UID) {
 	p.early.forget(revisionKey{revision, uid})
 }
+
+// RefuseRevision ends what runs ahead of a Pod that Kubernetes refuses.
+func (p *Provider) RefuseRevision(revision types.NamespacedName, uid types.UID, reason string) {
+	p.early.refuse(revisionKey{revision, uid}, reason)
+}
+
+// KeepRevisions forgets how to start the revisions that don't exist: those that
+// were deleted while the node was away.
+func (p *Provider) KeepRevisions(exists func(types.NamespacedName, types.UID) bool) {
+	p.early.templates.prune(func(key revisionKey) bool { return exists(key.NamespacedName, key.uid) })
+}
+
+// LearnPod remembers how to start a revision of which a pod has become ready on
+// another node. The pod is not changed, and kept in part.
+func (p *Provider) LearnPod(pod *corev1.Pod) {
+	spec, err := podspec.Parse(pod)
+	if err != nil {
+		return // its own node says why
+	}
+	name := spec.Containers[spec.Server()].Name
+	for _, c := range pod.Status.ContainerStatuses {
+		if c.Name == name {
+			p.early.admit(pod, oci.Image{Reference: c.ImageID})
+			p.ahead.add(c.ImageID)
+		}
+	}
+}
+
+// PrepareImage has an image pulled and compiled soon, for a revision that may be
+// called here. It doesn't block.
+func (p *Provider) PrepareImage(ref string) { p.ahead.add(ref) }
 
 // missed ends a pod whose deletion fell into a gap of the watch. Of those,
 // virtual-kubelet takes no notice (DeleteFunc in its node/podcontroller.go).

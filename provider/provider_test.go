@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -29,7 +28,6 @@ import (
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/oci"
-	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
 
 func TestMain(m *testing.M) {
@@ -116,6 +114,7 @@ type stand struct {
 	client   *fake.Clientset
 	router   *router
 	registry string
+	outlook  *outlook
 	dir      string // the node's
 	stop     func()
 }
@@ -124,7 +123,7 @@ func newStand(t *testing.T) *stand {
 	t.Helper()
 	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
 	t.Cleanup(server.Close)
-	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), dir: t.TempDir()}
+	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, dir: t.TempDir()}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
 	s.client.PrependReactor("update", "pods", s.update)
 	s.start(t)
@@ -180,7 +179,7 @@ func (s *stand) start(t *testing.T) {
 	}
 	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100), drained: make(chan struct{})}
 	close(s.router.drained)
-	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Log: log})
+	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,121 +491,6 @@ func TestStoppedNodeKeepsItsPods(t *testing.T) {
 	s.expect(t, "add uid-1")
 }
 
-func TestEarlyStart(t *testing.T) {
-	revision := types.NamespacedName{Namespace: "default", Name: "sort-00001"}
-	// admitted is a stand on which a pod of the revision has run and gone.
-	admitted := func(t *testing.T, edits ...func(*corev1.Pod)) (*stand, string) {
-		s := newStand(t)
-		image := s.push(t, "sort", emptyCommand)
-		pod := s.pod("first", "first", image, edits...)
-		s.create(t, pod)
-		s.awaitReady(t, "first")
-		s.markDeleted(t, pod)
-		s.awaitGone(t, "first")
-		s.expect(t, "add first")
-		s.expect(t, "remove first")
-		return s, image
-	}
-	startEarly := func(t *testing.T, s *stand) string {
-		t.Helper()
-		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
-			t.Fatal(err)
-		}
-		id, ok := strings.CutPrefix(<-s.router.changes, "add ")
-		if !ok {
-			t.Fatal("the started function was not added to the router")
-		}
-		if code := s.router.call(t); code != http.StatusOK {
-			t.Errorf("got %d from the function, want 200", code)
-		}
-		return id
-	}
-
-	t.Run("not before the revision was admitted here", func(t *testing.T) {
-		s := newStand(t)
-		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
-			t.Error("got no error")
-		}
-	})
-	t.Run("not where the revision asks to wait", func(t *testing.T) {
-		s, _ := admitted(t, func(p *corev1.Pod) { p.Annotations[config.EarlyStartAnnotation] = "false" })
-		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil || !strings.Contains(err.Error(), "asks to wait") {
-			t.Errorf("got %v, want to wait for the pod", err)
-		}
-	})
-	t.Run("once per revision", func(t *testing.T) {
-		s, _ := admitted(t)
-		startEarly(t, s)
-		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
-			t.Error("a second start: got no error")
-		}
-	})
-	t.Run("the pod that comes adopts it", func(t *testing.T) {
-		s, image := admitted(t)
-		id := startEarly(t, s)
-		pod := s.pod("second", "second", image)
-		s.create(t, pod)
-		s.awaitReady(t, "second")
-		s.markDeleted(t, pod)
-		s.awaitGone(t, "second")
-		// Nothing else between: the function never left the router for the pod.
-		s.expect(t, "adopted "+id)
-		s.expect(t, "remove "+id)
-	})
-	t.Run("a pod of another template does not", func(t *testing.T) {
-		s, image := admitted(t)
-		startEarly(t, s)
-		s.create(t, s.pod("second", "second", image, func(p *corev1.Pod) { p.Labels["pod-template-hash"] = "other" }))
-		s.awaitReady(t, "second")
-		s.expect(t, "add second")
-	})
-	t.Run("a function that was adopted keeps its place", func(t *testing.T) {
-		s, image := admitted(t)
-		id := startEarly(t, s)
-		s.create(t, s.pod("second", "second", image))
-		s.awaitReady(t, "second")
-		s.expect(t, "adopted "+id)
-		// As by a request that found no target just before.
-		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
-			t.Fatal(err)
-		}
-		if got := <-s.router.changes; got == "add "+id {
-			t.Errorf("got %q told to the router again: it would replace the pod's function", got)
-		}
-	})
-	t.Run("a pod of another namespace neither adopts it nor says how it starts", func(t *testing.T) {
-		s, _ := admitted(t)
-		startEarly(t, s)
-		foreign := s.pod("foreign", "foreign", s.push(t, "foreign", emptyCommand))
-		foreign.Namespace = "elsewhere"
-		if f := s.early.adopt(t.Context(), specOf(t, foreign)); f != nil {
-			t.Errorf("the foreign pod adopted %s", f.target)
-		}
-		s.early.admit(template{spec: specOf(t, foreign), pod: foreign})
-		if got := s.early.templates[revisionKey{revision, "rev"}].spec.Revision; got != revision {
-			t.Errorf("got the template of %s for %s", got, revision)
-		}
-	})
-	t.Run("it ends with its revision", func(t *testing.T) {
-		s, _ := admitted(t)
-		id := startEarly(t, s)
-		s.ForgetRevision(revision, "rev")
-		s.expect(t, "remove "+id)
-		if err := s.StartEarly(t.Context(), revision, "rev"); err == nil {
-			t.Error("a start of a deleted revision: got no error")
-		}
-	})
-	t.Run("it ends with its lease", func(t *testing.T) {
-		s, _ := admitted(t)
-		s.early.lease = time.Millisecond
-		if err := s.StartEarly(t.Context(), revision, "rev"); err != nil {
-			t.Fatal(err)
-		}
-		id := strings.TrimPrefix(<-s.router.changes, "add ")
-		s.expect(t, "remove "+id)
-	})
-}
-
 func specOf(t *testing.T, pod *corev1.Pod) podspec.Spec {
 	t.Helper()
 	spec, err := podspec.Parse(pod)
@@ -614,42 +498,4 @@ func specOf(t *testing.T, pod *corev1.Pod) podspec.Spec {
 		t.Fatal(err)
 	}
 	return spec
-}
-
-// slowRuntime fails each start when released.
-type slowRuntime struct {
-	Runtime
-	release chan struct{}
-}
-
-func (r slowRuntime) Start(context.Context, sandbox.Spec) (*sandbox.Sandbox, error) {
-	<-r.release
-	return nil, errors.New("released")
-}
-
-func TestStopWaitsForTheStartsUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rt := slowRuntime{release: make(chan struct{})}
-		e := newEarlyStarts(rt, nil, time.Hour, nil, func() podspec.Facts { return podspec.Facts{} }, zaptest.NewLogger(t).Sugar())
-		spec := podspec.Spec{
-			Revision: types.NamespacedName{Namespace: "default", Name: "sort-00001"}, RevisionUID: "rev", EarlyStart: true,
-			Containers: []podspec.Container{{Container: &corev1.Container{Name: "user-container"}}},
-		}
-		e.admit(template{spec: spec, pod: &corev1.Pod{}})
-		go func() { _ = e.start(t.Context(), keyOf(spec)) }()
-		synctest.Wait()
-		stopped := make(chan struct{})
-		go func() {
-			e.stop()
-			close(stopped)
-		}()
-		synctest.Wait()
-		select {
-		case <-stopped:
-			t.Error("stop returned while a start was under way")
-		default:
-		}
-		close(rt.release)
-		<-stopped
-	})
 }

@@ -122,6 +122,25 @@ func (r *Runtime) Pull(ctx context.Context, ref string) (oci.Image, error) {
 	return r.store.Pull(ctx, ref)
 }
 
+// Prepare pulls the image that ref names and compiles its module, so that Start
+// finds both. An error is as Pull's and Start's.
+func (r *Runtime) Prepare(ctx context.Context, ref string) error {
+	if !r.begin() {
+		return fmt.Errorf("prepare %s: %w", ref, errClosed)
+	}
+	defer r.starting.Done()
+	image, err := r.store.Pull(ctx, ref)
+	if err != nil {
+		return err
+	}
+	module, err := r.modules.Get(ctx, image.ModuleDigest)
+	if err != nil {
+		return fmt.Errorf("prepare %s: %w", ref, err)
+	}
+	module.Release()
+	return nil
+}
+
 var errClosed = errors.New("the runtime is closed")
 
 // Start compiles the module of spec unless that was done before, tries one

@@ -10,12 +10,14 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"knative.dev/serving/pkg/client/clientset/versioned"
 	"knative.dev/serving/pkg/networking"
 
 	"github.com/wisp-serving/wisp/activator"
+	"github.com/wisp-serving/wisp/activator/fleet"
 	"github.com/wisp-serving/wisp/activator/revisions"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider"
@@ -44,24 +46,28 @@ type node struct {
 	runtime   *runtime.Runtime
 	provider  *provider.Provider
 	revisions *revisions.Revisions
+	fleet     *fleet.Fleet
 	activator *activator.Activator
 	pusher    *activator.Pusher
 }
 
 func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	n := &node{cfg: cfg}
-	kubelet, reader, err := clients(cfg)
+	c, err := clients(cfg)
 	if err != nil {
 		return nil, err
 	}
 	if n.pusher, err = activator.NewPusher(cfg.Autoscaler, log); err != nil {
 		return nil, err
 	}
-	n.revisions, err = revisions.New(reader, func(key types.NamespacedName, uid types.UID) {
+	n.revisions, err = revisions.New(c.serving, func(key types.NamespacedName, uid types.UID) {
 		n.activator.Forget(key)
 		n.provider.ForgetRevision(key, uid)
 	})
 	if err != nil {
+		return nil, err
+	}
+	if n.fleet, err = n.newFleet(c.reader); err != nil {
 		return nil, err
 	}
 	n.activator, err = activator.New(activator.Config{
@@ -72,6 +78,10 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 			return n.provider.StartEarly(ctx, r.NamespacedName, r.UID)
 		},
 		Report:       n.pusher.Report,
+		MayStart:     func() bool { return !n.fleet.Cordoned() },
+		Next:         n.fleet.Next,
+		Refusal:      n.fleet.Refusal,
+		QueueBytes:   cfg.QueueBytes.Value(),
 		QueueTimeout: cfg.QueueTimeout.Duration,
 		DrainTimeout: cfg.DrainTimeout.Duration,
 		Log:          log.Named("activator"),
@@ -91,12 +101,29 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	n.provider, err = provider.New(provider.Config{
 		Node:    cfg,
 		Version: version(),
-		Client:  kubelet,
+		Client:  c.kubelet,
 		Runtime: n.runtime,
 		Router:  n.activator,
+		Outlook: n.fleet,
 		Log:     log.Named("provider"),
 	})
 	return n, err
+}
+
+// newFleet watches what there is of revisions beyond this node, and tells those
+// whom it concerns.
+func (n *node) newFleet(reader kubernetes.Interface) (*fleet.Fleet, error) {
+	return fleet.New(fleet.Config{
+		Client:    reader,
+		Node:      n.cfg.Name,
+		Port:      networking.BackendHTTPPort,
+		Elsewhere: func(key types.NamespacedName, nodes map[string]int) { n.activator.SetElsewhere(key, nodes) },
+		Refused: func(r fleet.Revision, reason string) {
+			n.provider.RefuseRevision(r.NamespacedName, r.UID, reason)
+		},
+		Started:  func(pod *corev1.Pod) { n.provider.LearnPod(pod) },
+		Appeared: func(_ fleet.Revision, image string) { n.provider.PrepareImage(image) },
+	})
 }
 
 // run starts what requests need before what brings them, and stops in reverse:
@@ -116,6 +143,11 @@ func (n *node) run(ctx context.Context) error {
 
 	err := n.revisions.Synced(ctx)
 	if err == nil {
+		rest.Go(func() error { return n.fleet.Run(outlive) })
+		err = n.fleet.Synced(ctx)
+	}
+	if err == nil {
+		n.provider.KeepRevisions(n.exists)
 		// Not before: a pod that is Ready takes requests.
 		rest.Go(func() error { return n.provider.Run(outlive) })
 		err = n.activator.Run(ctx)
@@ -126,6 +158,12 @@ func (n *node) run(ctx context.Context) error {
 	err = errors.Join(err, rest.Wait())
 	// Every sandbox is closed: the runtime has nothing left to wait for.
 	return errors.Join(err, n.runtime.Close(context.Background()))
+}
+
+// exists is whether there is a revision of that name and UID.
+func (n *node) exists(key types.NamespacedName, uid types.UID) bool {
+	r, ok := n.revisions.Get(key)
+	return ok && r.UID == uid
 }
 
 // ready is whether the node takes pods and requests.
@@ -143,23 +181,32 @@ func (n *node) ready() error {
 	return nil
 }
 
-// clients returns a client of each of the node's identities.
-func clients(cfg config.Node) (*kubernetes.Clientset, *versioned.Clientset, error) {
+// nodeClients are clients of the node's two identities.
+type nodeClients struct {
+	kubelet *kubernetes.Clientset
+	// reader and serving are of the second one.
+	reader  *kubernetes.Clientset
+	serving *versioned.Clientset
+}
+
+func clients(cfg config.Node) (nodeClients, error) {
+	var c nodeClients
 	kubeletConfig, err := cfg.Cluster.REST("wisp-node")
 	if err != nil {
-		return nil, nil, fmt.Errorf("cluster: %w", err)
+		return c, fmt.Errorf("cluster: %w", err)
 	}
 	readerConfig, err := cfg.Reader.REST("wisp-node-reader")
 	if err != nil {
-		return nil, nil, fmt.Errorf("reader: %w", err)
+		return c, fmt.Errorf("reader: %w", err)
 	}
-	kubelet, err := kubernetes.NewForConfig(kubeletConfig)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make the kubelet's client: %w", err)
+	if c.kubelet, err = kubernetes.NewForConfig(kubeletConfig); err != nil {
+		return c, fmt.Errorf("make the kubelet's client: %w", err)
 	}
-	reader, err := versioned.NewForConfig(readerConfig)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make the reader's client: %w", err)
+	if c.reader, err = kubernetes.NewForConfig(readerConfig); err != nil {
+		return c, fmt.Errorf("make the reader's client: %w", err)
 	}
-	return kubelet, reader, nil
+	if c.serving, err = versioned.NewForConfig(readerConfig); err != nil {
+		return c, fmt.Errorf("make the reader's client: %w", err)
+	}
+	return c, nil
 }
