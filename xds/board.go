@@ -13,9 +13,6 @@ type outcome struct {
 	generation int64
 	// refusal is why it isn't served as it asks, or nil.
 	refusal *translate.Refusal
-	// rejection is Envoy's text where it did not accept the configuration that
-	// this KIngress came with, or empty.
-	rejection string
 	// acked says that every connected Envoy has its routes.
 	acked bool
 	// hash and probes prove that its routes work.
@@ -55,14 +52,13 @@ func (b *board) drop(key types.NamespacedName) {
 	delete(b.outcomes, key)
 }
 
-// settle marks the KIngresses as acknowledged, or with a rejection as refused by
-// Envoy.
-func (b *board) settle(keys map[types.NamespacedName]bool, rejection string) {
+// settle marks the KIngresses as acknowledged.
+func (b *board) settle(keys map[types.NamespacedName]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for key := range keys {
 		if o, ok := b.outcomes[key]; ok {
-			o.acked, o.rejection = rejection == "", rejection
+			o.acked = true
 			b.outcomes[key] = o
 		}
 	}

@@ -38,16 +38,22 @@ type gateway struct {
 	// transition wait for its end and make the next one together.
 	published, target, desired snapshot.State
 	moving                     bool
+	// settled is what Envoys have acknowledged last, as a whole; nothing before the
+	// first time.
+	settled snapshot.State
 	// since is when the current wait began, and lack what it is for. Endpoints
 	// that overtake a transition don't prolong it.
 	since time.Time
 	lack  lack
 	// waiting are the KIngresses that changed since the transition began,
 	// inFlight those that changed with it and all before it that no Envoy has
-	// acknowledged.
-	waiting, inFlight map[types.NamespacedName]bool
-	// rejection is Envoy's text for the transition under way, or empty.
-	rejection string
+	// acknowledged, in the form that they have in it; nil is for one that isn't in
+	// it.
+	waiting  map[types.NamespacedName]bool
+	inFlight map[types.NamespacedName]*form
+	// held are the KIngresses that wait for others to be acknowledged first, since
+	// Envoy has refused them all together.
+	held map[types.NamespacedName]bool
 }
 
 // lack is what a transition waits for.
@@ -73,7 +79,8 @@ func newGateway(cfg config.Gateway, src clusterSource, srv *server.Server, notif
 		patience: defaultPatience,
 		table:    t,
 		waiting:  map[types.NamespacedName]bool{},
-		inFlight: map[types.NamespacedName]bool{},
+		inFlight: map[types.NamespacedName]*form{},
+		held:     map[types.NamespacedName]bool{},
 	}, nil
 }
 
@@ -85,6 +92,9 @@ func (g *gateway) seed(ctx context.Context) error {
 		return err
 	}
 	if err := g.absorb(ctx, all); err != nil {
+		return err
+	}
+	if err := g.distrust(ctx); err != nil {
 		return err
 	}
 	g.log.Infow("configuration seeded", "ingresses", len(g.table.parts), "clusters", len(g.desired.Clusters))
@@ -130,6 +140,12 @@ func (g *gateway) absorb(ctx context.Context, c changes) error {
 	if err != nil {
 		return err
 	}
+	return g.rebuild(ctx, c, touched)
+}
+
+// rebuild makes desired follow from the table and from what c says of addresses,
+// and posts the outcomes of touched.
+func (g *gateway) rebuild(ctx context.Context, c changes, touched map[types.NamespacedName]bool) error {
 	moved, added, err := g.table.refresh()
 	if err != nil {
 		return err
@@ -288,7 +304,11 @@ func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]boo
 		p, ok := g.table.parts[key]
 		if !ok {
 			g.board.drop(key)
+			delete(g.held, key)
 			continue
+		}
+		if !p.held {
+			delete(g.held, key)
 		}
 		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot()}
 		if alone || o.refusal != nil {

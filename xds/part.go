@@ -2,6 +2,8 @@ package xds
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -23,6 +25,12 @@ type part struct {
 	// a newer one is refused.
 	// See RATIONALE.md "Why does a refused KIngress keep its last routes?".
 	good *form
+	// proved is the last form that every Envoy has acknowledged, or nil.
+	proved *form
+	// held says that proved is served in good's place.
+	held bool
+	// rejection is Envoy's word on good, where that is what it refused, or nil.
+	rejection *translate.Refusal
 	// refusal is why the KIngress as it is now isn't served, or nil.
 	refusal *translate.Refusal
 	// conflict is why another KIngress is served in its place, or nil.
@@ -61,12 +69,31 @@ func newForm(ing translate.Ingress, httpsPort uint32, secrets []snapshot.Resourc
 	return f, nil
 }
 
+// served returns what is to be published of the KIngress, or nil.
+func (p *part) served() *form {
+	if p.held {
+		return p.proved
+	}
+	return p.good
+}
+
 // whyNot returns why a KIngress isn't served as it is now, or nil.
 func (p *part) whyNot() *translate.Refusal {
-	if p.refusal != nil {
-		return p.refusal
+	for _, r := range []*translate.Refusal{p.refusal, p.rejection, p.conflict} {
+		if r != nil {
+			return r
+		}
 	}
-	return p.conflict
+	return nil
+}
+
+// equal reports whether both make the same messages.
+func (f *form) equal(other *form) bool {
+	if f == nil || other == nil {
+		return f == other
+	}
+	sameSecret := func(a, b snapshot.Resource) bool { return a.Name == b.Name && a.Version == b.Version }
+	return reflect.DeepEqual(f.ingress, other.ingress) && slices.EqualFunc(f.secrets, other.secrets, sameSecret)
 }
 
 // index tells which KIngresses name a thing.

@@ -3,7 +3,6 @@ package xds
 import (
 	"fmt"
 
-	"github.com/wisp-serving/wisp/xds/translate"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/pkg/apis"
 )
@@ -32,8 +31,6 @@ func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int, d domains) (v1a
 		return ing.Status, keep
 	case o.refusal != nil:
 		return notConfigured(ing, o.refusal.Reason, o.refusal.Message), write
-	case o.rejection != "":
-		return notConfigured(ing, translate.ReasonRejected, o.rejection), write
 	case ing.IsReady():
 		return ready(ing, d), write
 	case envoys == 0 && silent > 0:

@@ -24,7 +24,6 @@ func TestJudge(t *testing.T) {
 	known := outcome{uid: "u", generation: 2}
 	acked := outcome{uid: "u", generation: 2, acked: true}
 	refused := outcome{uid: "u", generation: 2, refusal: &translate.Refusal{Reason: "Why", Message: "because"}}
-	rejected := outcome{uid: "u", generation: 2, rejection: "Envoy's words"}
 
 	tests := []struct {
 		name    string
@@ -46,7 +45,6 @@ func TestJudge(t *testing.T) {
 		{name: "a silent Envoy", ing: fresh, outcome: acked, silent: 1, want: write, condition: v1alpha1.IngressConditionLoadBalancerReady, status: corev1.ConditionUnknown, reason: "EnvoySilent"},
 		{name: "refused", ing: fresh, outcome: refused, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
 		{name: "refused without Envoy", ing: fresh, outcome: refused, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
-		{name: "rejected by Envoy", ing: fresh, outcome: rejected, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: translate.ReasonRejected},
 		{name: "ready stays when Envoys go", ing: proved, outcome: acked, want: write},
 		{name: "ready stays when the gateway restarts", ing: proved, outcome: known, envoys: 1, want: write},
 		{name: "ready goes when it can't be served any more", ing: proved, outcome: refused, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},

@@ -181,15 +181,57 @@ func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 	t.naming.add(p.services, key)
 	t.trusting.add(p.secrets, key)
 	if old != nil && old.uid == ing.UID {
-		p.good = old.good
+		p.good, p.proved, p.held, p.rejection = old.good, old.proved, old.held, old.rejection
 	}
 	t.parts[key] = p
 	good, refusal := t.translate(ing)
-	if refusal != nil {
+	switch {
+	case refusal != nil:
 		p.refusal = refusal
-		return
+	case !good.equal(p.good): // what Envoy has refused, it would refuse again
+		p.good, p.held, p.rejection = good, false, nil
 	}
-	p.good = good
+}
+
+// secretsOf returns the Secrets that a KIngress names.
+func (t *table) secretsOf(key types.NamespacedName) []types.NamespacedName {
+	if p, ok := t.parts[key]; ok {
+		return p.secrets
+	}
+	return nil
+}
+
+// form returns what is published of a KIngress, or nil.
+func (t *table) form(key types.NamespacedName) *form {
+	p, ok := t.parts[key]
+	if !ok || p.conflict != nil {
+		return nil
+	}
+	return p.served()
+}
+
+// prove says that Envoys have acknowledged f.
+func (t *table) prove(key types.NamespacedName, f *form) {
+	if p, ok := t.parts[key]; ok && f != nil {
+		p.proved = f
+	}
+}
+
+// hold makes the last form that Envoys have acknowledged be served of a KIngress
+// until release, for the given reason or, with nil, for now. It must be there.
+func (t *table) hold(key types.NamespacedName, rejection *translate.Refusal) {
+	p := t.parts[key]
+	p.held, p.rejection, t.stale = true, rejection, true
+}
+
+// release makes a KIngress be served as it is, if it is there, and reports that.
+func (t *table) release(key types.NamespacedName) bool {
+	p, ok := t.parts[key]
+	if !ok || !p.held {
+		return false
+	}
+	p.held, p.rejection, t.stale = false, nil, true
+	return true
 }
 
 func (t *table) translate(ing *v1alpha1.Ingress) (*form, *translate.Refusal) {
@@ -242,8 +284,8 @@ func (t *table) refresh() (moved []types.NamespacedName, added []translate.Clust
 func (t *table) admit() ([]*part, []types.NamespacedName) {
 	var claims []translate.Claim
 	for key, p := range t.parts {
-		if p.good != nil {
-			claims = append(claims, translate.Claim{Key: key, Created: p.created, Ingress: p.good.ingress})
+		if f := p.served(); f != nil {
+			claims = append(claims, translate.Claim{Key: key, Created: p.created, Ingress: f.ingress})
 		}
 	}
 	kept, conflicts := translate.Admit(claims)
@@ -270,7 +312,7 @@ func (t *table) setRoutes(parts []*part) error {
 	for _, door := range doors {
 		var vhosts []*routev3.VirtualHost
 		for _, p := range parts {
-			vhosts = append(vhosts, p.good.vhosts[door]...)
+			vhosts = append(vhosts, p.served().vhosts[door]...)
 		}
 		r, err := snapshot.NewResource(build.Routes(door, vhosts))
 		if err != nil {
@@ -290,8 +332,8 @@ func (t *table) setListeners(parts []*part) error {
 	}
 	var chains []*listenerv3.FilterChain
 	for _, p := range parts {
-		chains = append(chains, p.good.chains...)
-		for _, r := range p.good.secrets {
+		chains = append(chains, p.served().chains...)
+		for _, r := range p.served().secrets {
 			t.secrets[r.Name] = r
 		}
 	}
@@ -315,7 +357,7 @@ func (t *table) use(parts []*part) ([]translate.Cluster, error) {
 	t.places = map[types.NamespacedName][]translate.Cluster{}
 	var added []translate.Cluster
 	for _, p := range parts {
-		for _, c := range p.good.ingress.Clusters() {
+		for _, c := range p.served().ingress.Clusters() {
 			if clusters[c] != nil {
 				continue
 			}

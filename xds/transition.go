@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"maps"
 	"time"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -27,19 +26,36 @@ func (g *gateway) advance(ctx context.Context) error {
 			}
 			g.since = time.Now()
 		case snapshot.Wait:
-			g.spread(ctx)
-			if g.rejection == "" || g.target.Equal(g.desired) {
+			if g.lack.rejection == "" {
 				return nil
 			}
-			g.moving = false // what Envoy refused is given up for what came after it
+			if err := g.turnBack(ctx); err != nil || g.moving {
+				return err
+			}
 		case snapshot.Done:
 			g.moving = false
 			if !g.settle(ctx) {
 				return nil
 			}
+			if err := g.retry(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// turnBack gives a transition that Envoy has refused up for what comes after it,
+// if anything does.
+func (g *gateway) turnBack(ctx context.Context) error {
+	if err := g.isolate(ctx, g.lack.rejection); err != nil {
+		return err
+	}
+	if g.target.Equal(g.desired) {
+		return nil
+	}
+	g.moving = false
+	return g.publish(ctx, snapshot.Back(g.published, g.settled, g.desired))
 }
 
 // begin starts a transition to desired, unless one is under way, and reports
@@ -51,9 +67,11 @@ func (g *gateway) begin() bool {
 	if len(g.waiting) == 0 && len(g.inFlight) == 0 && g.published.Equal(g.desired) {
 		return false
 	}
-	maps.Copy(g.inFlight, g.waiting)
+	for key := range g.waiting {
+		g.inFlight[key] = g.table.form(key)
+	}
 	clear(g.waiting)
-	g.target, g.moving, g.rejection, g.since = g.desired, true, "", time.Now()
+	g.target, g.moving, g.since = g.desired, true, time.Now()
 	return true
 }
 
@@ -79,25 +97,21 @@ func (g *gateway) acked(typeURL string, want map[string]string) bool {
 	return false
 }
 
-// spread tells of a new rejection those KIngresses that may have caused it.
-func (g *gateway) spread(ctx context.Context) {
-	if g.lack.rejection == g.rejection {
-		return
-	}
-	g.rejection = g.lack.rejection
-	g.board.settle(g.inFlight, g.rejection)
-	g.notify(ctx, g.inFlight)
-}
-
 // settle tells the KIngresses in flight that Envoys have them, and reports
 // whether there was an Envoy to say so.
 func (g *gateway) settle(ctx context.Context) bool {
 	if g.server.Envoys(resourcev3.RouteType, g.published.Routes.Versions()).Acked == 0 {
 		return false
 	}
-	g.board.settle(g.inFlight, "")
-	g.notify(ctx, g.inFlight)
-	g.inFlight = map[types.NamespacedName]bool{}
+	settled := map[types.NamespacedName]bool{}
+	for key, f := range g.inFlight {
+		settled[key] = true
+		g.table.prove(key, f)
+	}
+	g.board.settle(settled)
+	g.notify(ctx, settled)
+	clear(g.inFlight)
+	g.settled = g.published
 	return true
 }
 

@@ -47,7 +47,7 @@ const (
 type Server struct {
 	socket   string
 	log      *zap.SugaredLogger
-	cache    cachev3.SnapshotCache
+	watches  *watches
 	tracker  *tracker
 	progress chan struct{}
 	rejected atomic.Uint64
@@ -59,7 +59,7 @@ func New(socket string, log *zap.SugaredLogger) *Server {
 	s := &Server{
 		socket:   socket,
 		log:      log,
-		cache:    cachev3.NewSnapshotCache(true, constantHash{}, quiet(log)),
+		watches:  newWatches(cachev3.NewSnapshotCache(true, constantHash{}, quiet(log))),
 		progress: make(chan struct{}, 1),
 	}
 	s.tracker = newTracker(s.signal, s.reject)
@@ -68,9 +68,10 @@ func New(socket string, log *zap.SugaredLogger) *Server {
 
 // Publish makes snap what every Envoy gets. It doesn't wait for them.
 func (s *Server) Publish(ctx context.Context, snap *cachev3.Snapshot) error {
-	if err := s.cache.SetSnapshot(ctx, group, snap); err != nil {
+	if err := s.watches.publish(ctx, snap); err != nil {
 		return fmt.Errorf("publish snapshot: %w", err)
 	}
+	s.tracker.published(snap.GetVersion)
 	return nil
 }
 
@@ -119,7 +120,7 @@ func (s *Server) Run(ctx context.Context) error {
 		// Envoys ping too; by default gRPC would hang up on them for it.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
-	ads := serverv3.NewServer(ctx, resubscribing{s.cache}, s.callbacks(),
+	ads := serverv3.NewServer(ctx, s.watches, s.callbacks(),
 		xdsconfig.DeactivateLegacyWildcardForTypes([]string{resourcev3.EndpointType, resourcev3.RouteType}))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, deltaOnly{delta: ads})
 
@@ -163,7 +164,9 @@ func (s *Server) callbacks() serverv3.CallbackFuncs {
 			s.tracker.closed(id)
 		},
 		StreamDeltaRequestFunc: func(id int64, req *discoveryv3.DeltaDiscoveryRequest) error {
-			s.tracker.requested(id, req)
+			if names, info := s.tracker.requested(id, req); len(names) > 0 {
+				s.watches.refused(req, names, info)
+			}
 			return nil
 		},
 		StreamDeltaResponseFunc: func(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
@@ -182,20 +185,6 @@ func (s *Server) signal() {
 func (s *Server) reject(r Rejection) {
 	s.log.Errorw("envoy rejected its configuration and keeps the old one",
 		"node", r.Node, "type", r.TypeURL, "resources", r.Resources, "reason", r.Message, "rejections", s.rejected.Add(1))
-}
-
-// resubscribing makes a repeated subscription send again, as the xDS protocol
-// asks: Envoy repeats one when a cluster went and came back, and would wait for
-// its endpoints in vain. go-control-plane v0.14.0 takes it for known.
-type resubscribing struct{ cachev3.Cache }
-
-func (c resubscribing) CreateDeltaWatch(req *cachev3.DeltaRequest, sub cachev3.Subscription, out chan cachev3.DeltaResponse) (func(), error) {
-	if len(req.GetInitialResourceVersions()) == 0 {
-		for _, name := range req.GetResourceNamesSubscribe() {
-			delete(sub.ReturnedResources(), name)
-		}
-	}
-	return c.Cache.CreateDeltaWatch(req, sub, out)
 }
 
 type constantHash struct{}

@@ -128,11 +128,11 @@ func (c *client) ack(resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()})
 }
 
-func (c *client) nack(resp *discoveryv3.DeltaDiscoveryResponse, why string) {
+func (c *client) nack(resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.t.Helper()
 	c.send(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce(),
-		ErrorDetail: &statuspb.Status{Code: 3, Message: why},
+		ErrorDetail: &statuspb.Status{Code: 3, Message: "no such thing"},
 	})
 }
 
@@ -189,7 +189,7 @@ func TestAcknowledgements(t *testing.T) {
 	if diff := cmp.Diff([]string{"b"}, names(resp)); diff != "" {
 		t.Errorf("sent (-want +got):\n%s", diff)
 	}
-	c.nack(resp, "no such thing")
+	c.nack(resp)
 	await(t, s, resourcev3.ClusterType, second.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
 	if nodes := s.Silence(resourcev3.ClusterType, second.Clusters.Versions(), time.Now()); len(nodes) > 0 {
 		t.Errorf("%v refused and was made silent", nodes)
@@ -324,5 +324,82 @@ func TestListen(t *testing.T) {
 	}
 	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("over a file: %v", err)
+	}
+}
+
+// TestRefusedResourcesAreSentAgain refuses a response of which Envoy may have
+// taken a part.
+func TestRefusedResourcesAreSentAgain(t *testing.T) {
+	s := newServer(t)
+	first, both, good := state(t, "a"), state(t, "a", "b", "bad"), state(t, "a", "b")
+	start(t, s, first)
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	c.ack(c.receive())
+
+	publish(t, s, both)
+	c.nack(c.receive())
+	await(t, s, resourcev3.ClusterType, both.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
+	// Nothing of it comes again for the sake of another type.
+	other := both
+	other.Endpoints = snapshot.Set{}
+	for name := range both.Clusters {
+		e, err := snapshot.NewResource(&endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other.Endpoints[name] = e
+	}
+	publish(t, s, other)
+	await(t, s, resourcev3.ClusterType, both.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
+
+	publish(t, s, good)
+	await(t, s, resourcev3.ClusterType, good.Clusters.Versions(), Envoys{Pending: 1})
+	resp := c.receive()
+	if diff := cmp.Diff([]string{"b"}, names(resp)); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"bad"}, resp.GetRemovedResources()); diff != "" {
+		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+	c.ack(resp)
+	await(t, s, resourcev3.ClusterType, good.Clusters.Versions(), Envoys{Acked: 1})
+}
+
+// TestLateRefusalIsAnsweredAtOnce refuses what is outdated by then, so that no
+// other publish follows.
+func TestLateRefusalIsAnsweredAtOnce(t *testing.T) {
+	s := newServer(t)
+	start(t, s, state(t, "a", "bad"))
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	resp := c.receive()
+	good := state(t, "a")
+	publish(t, s, good)
+	c.nack(resp)
+	resp = c.receive()
+	if diff := cmp.Diff([]string{"a"}, names(resp)); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	if got := s.Envoys(resourcev3.ClusterType, good.Clusters.Versions()); got != (Envoys{Pending: 1}) {
+		t.Errorf("envoys stand at %+v, want one pending", got)
+	}
+}
+
+// TestParkedWatchEndsWithItsStream leaves a refusal without an answer.
+func TestParkedWatchEndsWithItsStream(t *testing.T) {
+	s := newServer(t)
+	st := state(t, "a")
+	start(t, s, st)
+	c := connect(t, s.socket)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
+	c.nack(c.receive())
+	await(t, s, resourcev3.ClusterType, st.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})
+	c.close()
+	await(t, s, resourcev3.ClusterType, st.Clusters.Versions(), Envoys{})
+	s.watches.mu.Lock()
+	defer s.watches.mu.Unlock()
+	if len(s.watches.parked)+len(s.watches.refusals) > 0 {
+		t.Errorf("%d parked and %d refusals are left", len(s.watches.parked), len(s.watches.refusals))
 	}
 }

@@ -21,6 +21,8 @@ type tracker struct {
 
 	mu      sync.Mutex
 	streams map[int64]*stream
+	// current are the published versions of whole types.
+	current func(typeURL string) string
 }
 
 // stream is one Envoy's ADS stream.
@@ -39,15 +41,17 @@ type typeState struct {
 	sent map[string]response
 	// acked maps names to versions.
 	acked map[string]string
-	// rejected are the versions of the last response, where Envoy refused it for
-	// the reason in rejection.
-	rejected  map[string]string
+	// rejected is the last response, where Envoy refused it for the reason in
+	// rejection.
+	rejected  response
 	rejection string
 }
 
 type response struct {
 	versions map[string]string
 	removed  []string
+	// info is the version of all resources of the type together.
+	info string
 }
 
 // Rejection is a response that an Envoy did not accept. It keeps what it had.
@@ -59,10 +63,12 @@ type Rejection struct {
 	Resources []string
 	// Message is Envoy's own.
 	Message string
+	// info is the version of all resources of the type that it was sent from.
+	info string
 }
 
 func newTracker(changed func(), rejected func(Rejection)) *tracker {
-	return &tracker{changed: changed, rejected: rejected, streams: map[int64]*stream{}}
+	return &tracker{changed: changed, rejected: rejected, streams: map[int64]*stream{}, current: func(string) string { return "" }}
 }
 
 func (t *tracker) opened(id int64) {
@@ -79,15 +85,26 @@ func (t *tracker) closed(id int64) {
 	t.changed()
 }
 
-// requested records a request, which may subscribe, acknowledge or reject.
-func (t *tracker) requested(id int64, req *discoveryv3.DeltaDiscoveryRequest) {
+// published notes the versions of whole types that are published from now on.
+func (t *tracker) published(current func(typeURL string) string) {
+	t.mu.Lock()
+	t.current = current
+	t.mu.Unlock()
+	t.changed()
+}
+
+// requested records a request, which may subscribe, acknowledge or reject. Of a
+// rejected response it returns the resources and the version of them all.
+func (t *tracker) requested(id int64, req *discoveryv3.DeltaDiscoveryRequest) (names []string, info string) {
 	t.mu.Lock()
 	rejection := t.record(id, req)
 	t.mu.Unlock()
 	if rejection != nil {
 		t.rejected(*rejection)
+		names, info = rejection.Resources, rejection.info
 	}
 	t.changed()
+	return names, info
 }
 
 func (t *tracker) record(id int64, req *discoveryv3.DeltaDiscoveryRequest) *Rejection {
@@ -115,22 +132,23 @@ func (t *tracker) record(id int64, req *discoveryv3.DeltaDiscoveryRequest) *Reje
 		delete(state.acked, name)
 	}
 	if req.GetErrorDetail() != nil {
-		state.rejected, state.rejection = sent.versions, req.GetErrorDetail().GetMessage()
+		state.rejected, state.rejection = sent, req.GetErrorDetail().GetMessage()
 		return &Rejection{
 			Node:      s.node,
 			TypeURL:   req.GetTypeUrl(),
 			Resources: slices.Sorted(maps.Keys(sent.versions)),
 			Message:   state.rejection,
+			info:      sent.info,
 		}
 	}
-	state.rejected, state.rejection = nil, ""
+	state.rejected, state.rejection = response{}, ""
 	maps.Copy(state.acked, sent.versions)
 	return nil
 }
 
 // responded records a response that is about to be sent.
 func (t *tracker) responded(id int64, resp *discoveryv3.DeltaDiscoveryResponse) {
-	r := response{versions: make(map[string]string, len(resp.GetResources())), removed: resp.GetRemovedResources()}
+	r := response{versions: make(map[string]string, len(resp.GetResources())), removed: resp.GetRemovedResources(), info: resp.GetSystemVersionInfo()}
 	for _, res := range resp.GetResources() {
 		r.versions[res.GetName()] = res.GetVersion()
 	}
@@ -178,13 +196,14 @@ func (s *stream) acked(typeURL, name string) (string, bool) {
 }
 
 // refused returns Envoy's text where it has refused one of want. A refusal of
-// other versions says nothing about these.
-func (s *stream) refused(typeURL string, want map[string]string) string {
+// other versions says nothing about these; nor does one of these from among
+// others than those of now, since then they are sent again.
+func (s *stream) refused(typeURL string, want map[string]string, now string) string {
 	state, ok := s.types[typeURL]
-	if !ok {
+	if !ok || state.rejected.info != now {
 		return ""
 	}
-	for name, version := range state.rejected {
+	for name, version := range state.rejected.versions {
 		if w, ok := want[name]; ok && (w == "" || w == version) {
 			return state.rejection
 		}
@@ -210,7 +229,7 @@ func (t *tracker) envoys(typeURL string, want map[string]string) Envoys {
 	defer t.mu.Unlock()
 	var out Envoys
 	for _, s := range t.streams {
-		text := s.refused(typeURL, want)
+		text := s.refused(typeURL, want, t.current(typeURL))
 		switch {
 		case s.silent:
 			out.Silent++
@@ -233,7 +252,7 @@ func (t *tracker) silence(typeURL string, want map[string]string, before time.Ti
 	defer t.mu.Unlock()
 	var nodes []string
 	for _, s := range t.streams {
-		if !s.silent && s.heard.Before(before) && !s.holds(typeURL, want) && s.refused(typeURL, want) == "" {
+		if !s.silent && s.heard.Before(before) && !s.holds(typeURL, want) && s.refused(typeURL, want, t.current(typeURL)) == "" {
 			s.silent = true
 			nodes = append(nodes, s.node)
 		}

@@ -184,6 +184,37 @@ func Next(published, target State, acked Acked) (State, Step) {
 	return published, Done
 }
 
+// Back returns what to publish when a proxy has refused published: what it has
+// accepted before, and of what goes beyond that only what is still wanted. So what
+// was refused is gone from each type, which makes the rest of the response that it
+// came in be sent again. With nothing settled it is what is wanted.
+func Back(published, settled, wanted State) State {
+	if len(settled.Listeners) == 0 {
+		return wanted
+	}
+	return State{
+		Listeners: settled.Listeners,
+		Routes:    settled.Routes,
+		Clusters:  published.Clusters.within(settled.Clusters, wanted.Clusters),
+		Endpoints: published.Endpoints.within(settled.Endpoints, wanted.Endpoints),
+		Secrets:   published.Secrets.within(settled.Secrets, wanted.Secrets),
+	}
+}
+
+// within returns those of s that settled or wanted have, in wanted's version where
+// it has one.
+func (s Set) within(settled, wanted Set) Set {
+	out := Set{}
+	for name := range s {
+		if r, ok := wanted[name]; ok {
+			out[name] = r
+		} else if r, ok := settled[name]; ok {
+			out[name] = r
+		}
+	}
+	return out
+}
+
 // anyVersion returns the names with empty versions. A cluster is warm from its
 // first endpoints on; waiting for the newest would let a busy scaler hold up
 // routes.

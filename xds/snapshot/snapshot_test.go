@@ -210,3 +210,18 @@ func TestNewResourceRefuses(t *testing.T) {
 		t.Errorf("error is %v, want one that names the resource", err)
 	}
 }
+
+func TestBack(t *testing.T) {
+	with := func(s State) State {
+		s.Listeners = Set{"l": {Name: "l", Version: s.Routes["r"].Version}}
+		return s
+	}
+	published, settled, wanted := with(long("r@3|a b c d|a@2 b@2 c@1 d@1")), with(long("r@1|a b|a@1 b@1")), with(long("r@2|b c|b@3 c@1"))
+	want := with(long("r@1|a b c|a@1 b@3 c@1")) // without d, which nobody wants, and with a, which settled routes use
+	if got := Back(published, settled, wanted); short(got) != short(want) || !got.Listeners.Equal(want.Listeners) {
+		t.Errorf("back to %s, want %s", short(got), short(want))
+	}
+	if got := Back(published, State{}, wanted); short(got) != short(wanted) {
+		t.Errorf("with nothing settled back to %s, want %s", short(got), short(wanted))
+	}
+}
