@@ -83,6 +83,31 @@ type Node struct {
 	EarlyStartLease metav1.Duration `json:"earlyStartLease"`
 	// DrainTimeout bounds how long a stopping node waits for running requests.
 	DrainTimeout metav1.Duration `json:"drainTimeout"`
+	// Kubelet is the API by which the API server reaches the node's pods.
+	Kubelet Kubelet `json:"kubelet"`
+	// Logs bound what one container's log may take.
+	Logs Logs `json:"logs"`
+}
+
+// Kubelet configures a node's kubelet API: logs, port-forward, usage.
+type Kubelet struct {
+	// Port serves it at the node's address; 0 serves it nowhere.
+	Port int `json:"port"`
+	// ClientCA is the path of the authority's certificate for those who come with
+	// a client certificate, as the API server does. Empty: only tokens are taken.
+	// What either may do, the API server decides.
+	ClientCA string `json:"clientCA"`
+}
+
+// Logs bounds the log of one container on the node's disk.
+type Logs struct {
+	// FileSize is the size at which a new file is begun.
+	FileSize resource.Quantity `json:"fileSize"`
+	// Files is how many are kept of one run of the container; two runs are kept.
+	Files int `json:"files"`
+	// Rate is how many bytes a second a container may write for long. One that
+	// writes more waits.
+	Rate resource.Quantity `json:"rate"`
 }
 
 // Capacity is a node's capacity as the scheduler sees it, in Kubernetes'
@@ -177,6 +202,8 @@ func DefaultNode() Node {
 		QueueBytes:         resource.MustParse("256Mi"),
 		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
 		DrainTimeout:       metav1.Duration{Duration: 30 * time.Second},
+		Kubelet:            Kubelet{Port: 10250},
+		Logs:               Logs{FileSize: resource.MustParse("10Mi"), Files: 5, Rate: resource.MustParse("8Mi")},
 	}
 }
 
@@ -270,6 +297,11 @@ func (c Node) Validate() error {
 	errs.positive("queueBytes", c.QueueBytes)
 	errs.duration("earlyStartLease", c.EarlyStartLease)
 	errs.duration("drainTimeout", c.DrainTimeout)
+	errs.check(c.Kubelet.Port >= 0 && c.Kubelet.Port < 1<<16, "kubelet.port", c.Kubelet.Port, "a port number, or 0 for none")
+	errs.check(c.Kubelet.ClientCA == "" || filepath.IsAbs(c.Kubelet.ClientCA), "kubelet.clientCA", c.Kubelet.ClientCA, "an absolute path, or empty")
+	errs.atLeast("logs.fileSize", c.Logs.FileSize, 64<<10)
+	errs.check(c.Logs.Files > 0, "logs.files", c.Logs.Files, "above 0")
+	errs.atLeast("logs.rate", c.Logs.Rate, 64<<10)
 	return errors.Join(errs...)
 }
 

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/wisp-serving/wisp/provider/podlife"
+	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/guest"
@@ -51,6 +52,13 @@ type function struct {
 	requests bool
 	// logs carry what a function wrote ahead of its Pod; nil for others.
 	logs *relay
+	log  *podlog.Writer
+}
+
+// used returns the CPU time that the function has taken so far and the memory
+// that it holds.
+func (f *function) used() (cpu time.Duration, memory int64) {
+	return 0, 0
 }
 
 // errUnhealthy is the cause that ends a run whose liveness probe has failed.
@@ -110,11 +118,23 @@ func (c *container) adopt(ctx context.Context) *function {
 	if !c.serves || c.state().Runs > 0 {
 		return nil
 	}
-	f := c.pod.provider.early.adopt(ctx, c.pods, guestLog{c.log}, guestLog{c.log})
-	if f != nil {
-		c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
+	log, err := c.beginLog()
+	if err != nil {
+		return nil // start will tell
 	}
+	f := c.pod.provider.early.adopt(ctx, c.pods, log.Stream("stdout"), log.Stream("stderr"))
+	if f == nil {
+		log.Close()
+		return nil
+	}
+	f.log = log
+	c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
 	return f
+}
+
+// beginLog begins the log of the next run.
+func (c *container) beginLog() (*podlog.Writer, error) {
+	return c.pod.provider.logOf(c.pod.uid, c.spec.Name).Begin(int(c.state().Runs))
 }
 
 // start tries until a sandbox stands. It returns nil once ctx has ended without
@@ -164,16 +184,24 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec.Stdout, spec.Stderr = guestLog{c.log}, guestLog{c.log}
+	writer, err := c.beginLog()
+	if err != nil {
+		return nil, err
+	}
+	spec.Stdout, spec.Stderr = writer.Stream("stdout"), writer.Stream("stderr")
 	sb, err := c.pod.provider.cfg.Runtime.Start(ctx, spec)
 	if err != nil {
+		writer.Close()
 		return nil, err
 	}
 	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
 	if c.serves {
 		c.pod.provider.early.admit(api, image)
 	}
-	return &function{Sandbox: sb, target: c.pod.uid, imageID: image.Reference, requests: answersRequests(spec.ABI)}, nil
+	return &function{
+		Sandbox: sb, target: c.pod.uid, imageID: image.Reference,
+		requests: answersRequests(spec.ABI), log: writer,
+	}, nil
 }
 
 func (c *container) pull(ctx context.Context) (oci.Image, error) {
@@ -249,6 +277,7 @@ func (c *container) run(ctx context.Context, f *function) {
 	if c.serves && f.target == c.pod.uid {
 		router.Add(c.pods.Revision, f.target, c.pods.Concurrency, f.Sandbox)
 	}
+	c.hold(f)
 	var err error
 	select {
 	case err = <-ended:
@@ -257,7 +286,20 @@ func (c *container) run(ctx context.Context, f *function) {
 		c.stop(ctx, f)
 		err = <-ended
 	}
+	c.hold(nil)
+	f.log.Close()
 	c.ended(ctx, f, err)
+}
+
+// hold makes f what runs in the container, nil for nothing.
+func (c *container) hold(f *function) {
+	c.pod.mu.Lock()
+	defer c.pod.mu.Unlock()
+	if f == nil {
+		delete(c.pod.running, c.spec.Name)
+		return
+	}
+	c.pod.running[c.spec.Name] = f
 }
 
 // close frees a sandbox whose run has ended.
@@ -298,10 +340,20 @@ func (c *container) ended(ctx context.Context, f *function, err error) {
 		return
 	}
 	exit := exitOf(err, f.requests)
+	if exit.Code != 0 && exit.Message == "" && c.spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
+		exit.Message = c.pod.provider.logOf(c.pod.uid, c.spec.Name).Tail(fallbackLines, fallbackBytes)
+	}
 	c.set(func(s podlife.Container) podlife.Container { return s.End(exit, s.Run.ID, time.Now()) })
 	c.pod.provider.remember(c.pod)
 	c.log.Infow("container ended", "code", exit.Code, "reason", exit.Reason)
 }
+
+// How much of its log a container that has failed shows in its status
+// (TerminationMessageFallbackToLogsOnError in k8s.io/api/core/v1).
+const (
+	fallbackLines = 80
+	fallbackBytes = 2048
+)
 
 // exitOf says how a run ended, as a container's status does. requests is whether
 // the run is one that only its end ends.

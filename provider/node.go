@@ -50,6 +50,7 @@ func (p *Provider) Run(ctx context.Context) error {
 		p.ahead.run(running)
 		return nil
 	})
+	g.Go(func() error { return p.serveAPI(running) })
 	err = g.Wait()
 	p.lives.Wait()
 	p.early.stop()

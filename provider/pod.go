@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/wisp-serving/wisp/provider/podlife"
+	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/podstatus"
 )
@@ -49,6 +51,8 @@ type pod struct {
 	api        *corev1.Pod // never changed in place
 	accepted   time.Time
 	containers []podlife.Container // init containers first
+	running    map[string]*function
+	logs       map[string]*podlog.Log
 	// fail ends the containers; nil while there are none to end.
 	fail context.CancelCauseFunc
 	// failed is errDeadline once it holds.
@@ -68,6 +72,8 @@ func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
 		log:      p.cfg.Log.With("namespace", api.Namespace, "pod", api.Name),
 		end:      end,
 		api:      api,
+		running:  make(map[string]*function),
+		logs:     make(map[string]*podlog.Log),
 	}
 	if start := api.Status.StartTime; start != nil {
 		it.accepted = start.Time // by an earlier process of this node
@@ -241,6 +247,13 @@ func (p *pod) state() podstatus.State {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
 	}
 	return s
+}
+
+// functions returns what runs.
+func (p *pod) functions() []*function {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.running))
 }
 
 // current returns the pod as the API had it last, which nobody changes.

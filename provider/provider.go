@@ -85,6 +85,7 @@ type Provider struct {
 	ahead    *ahead
 	recorder record.EventRecorder
 	ready    chan struct{}
+	began    time.Time
 
 	mu     sync.Mutex
 	pods   map[types.UID]*pod
@@ -110,6 +111,7 @@ func New(cfg Config) (*Provider, error) {
 		cfg:    cfg,
 		source: source{cfg.Client},
 		ready:  make(chan struct{}),
+		began:  time.Now(),
 		pods:   make(map[types.UID]*pod),
 		byName: make(map[types.NamespacedName]*pod),
 	}

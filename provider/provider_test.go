@@ -172,6 +172,7 @@ func (s *stand) start(t *testing.T) {
 	log := zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)).Sugar()
 	cfg := config.DefaultNode()
 	cfg.DataDir = s.dir
+	cfg.Kubelet.Port = 0
 	cfg.EarlyStartLease.Duration = time.Hour
 	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, Guest: cfg.Guest, Log: log})
 	if err != nil {

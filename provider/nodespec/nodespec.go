@@ -41,6 +41,9 @@ func Of(cfg config.Node, version string, now time.Time) *corev1.Node {
 				{Type: corev1.NodeInternalIP, Address: cfg.Address},
 				{Type: corev1.NodeHostName, Address: cfg.Name},
 			},
+			DaemonEndpoints: corev1.NodeDaemonEndpoints{
+				KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(cfg.Kubelet.Port)},
+			},
 			NodeInfo: corev1.NodeSystemInfo{
 				KubeletVersion:          version,
 				ContainerRuntimeVersion: "wisp://" + version,

@@ -74,6 +74,7 @@ func (s *Stack) nodeConfig(i int, address string) config.Node {
 	c.DataDir = s.state.data(nodeComponent(i))
 	c.Autoscaler = "ws://" + s.local(s.cfg.Ports.AutoscalerStats)
 	c.DrainTimeout = metav1.Duration{Duration: nodeDrain}
+	c.Kubelet.ClientCA = filepath.Join(s.state.pki(), "ca.crt")
 	if change := s.cfg.Settings.Node; change != nil {
 		change(&c)
 	}
