@@ -1,6 +1,6 @@
 // Command wisp runs Knative Services as WebAssembly: each role of it is a
 // subcommand (node, gateway, autoscaler), and so are the tools of its users
-// (push).
+// (build, push).
 package main
 
 import (
@@ -28,7 +28,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), pushCommand())
+	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

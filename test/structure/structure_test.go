@@ -53,13 +53,14 @@ func packages(t *testing.T) []goPackage {
 func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"config":     {},
+		"gobuild":    {},
 		"ranking":    {},
 		"runtime":    {"config"},
 		"provider":   {"config", "runtime"},
 		"activator":  {"config", "ranking"},
 		"autoscaler": {"config"},
 		"xds":        {"config", "ranking"},
-		"cmd":        {"config", "runtime", "provider", "activator", "autoscaler", "xds"},
+		"cmd":        {"config", "runtime", "provider", "activator", "autoscaler", "xds", "gobuild"},
 	}
 	for _, p := range packages(t) {
 		top := topFolder(p.ImportPath)
