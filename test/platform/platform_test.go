@@ -6,12 +6,15 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -77,12 +80,7 @@ func testWebhook(t *testing.T, p *platform.Platform) {
 // one that isn't that node's to have.
 func testServingCertificate(t *testing.T, p *platform.Platform) {
 	node := stack.NodeName(0)
-	cfg := rest.CopyConfig(p.REST)
-	cfg.Impersonate = rest.ImpersonationConfig{UserName: cluster.NodeUser(node), Groups: []string{cluster.NodesGroup, "system:authenticated"}}
-	asNode, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	asNode := impersonate(t, p, cluster.NodeUser(node), cluster.NodesGroup, "system:authenticated")
 	ask := func(name string, ip net.IP) *certificatesv1.CertificateSigningRequest {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -126,21 +124,67 @@ func testServingCertificate(t *testing.T, p *platform.Platform) {
 		})
 }
 
+// testPermissions reads what each of Wisp's accounts may do, as `kubectl auth
+// can-i --list` does: beyond what anyone may, some things, and none of them more
+// than such a role should have.
 func testPermissions(t *testing.T, p *platform.Platform) {
-	tests := []struct {
-		who, verb, what, want string
-	}{
-		{"system:serviceaccount:knative-serving:controller", "create", "deployments.apps", "yes"},
-		{"system:serviceaccount:wisp-system:wisp-node", "delete", "deployments.apps", "no"},
-		{"system:serviceaccount:wisp-system:wisp-gateway", "list", "secrets", "no"},
-		{"system:serviceaccount:wisp-system:wisp-autoscaler", "create", "pods", "no"},
-		{"system:serviceaccount:default:default", "list", "pods", "no"},
-	}
-	for _, tt := range tests {
-		// Its exit status says no as well, so that an error isn't looked at.
-		out, _ := p.Command(t.Context(), "kubectl", "auth", "can-i", tt.verb, tt.what, "-A", "--as", tt.who).Output()
-		if got := strings.TrimSpace(string(out)); got != tt.want {
-			t.Errorf("can %s %s %s? %q, want %q", tt.who, tt.verb, tt.what, got, tt.want)
+	anyone := rulesOf(t, p, "default:nobody", metav1.NamespaceDefault)
+	for _, account := range []string{"wisp-node", "wisp-gateway", "wisp-autoscaler"} {
+		for _, namespace := range []string{metav1.NamespaceDefault, cluster.KnativeNamespace} {
+			granted := slices.DeleteFunc(rulesOf(t, p, "wisp-system:"+account, namespace), func(r authorizationv1.ResourceRule) bool {
+				return slices.ContainsFunc(anyone, func(a authorizationv1.ResourceRule) bool { return reflect.DeepEqual(a, r) })
+			})
+			if len(granted) == 0 {
+				t.Errorf("%s may do nothing in %s", account, namespace)
+			}
+			for _, r := range granted {
+				if err := tooMuch(r); err != nil {
+					t.Errorf("%s may, in %s, %v %v of %v %v: %v", account, namespace, r.Verbs, r.Resources, r.APIGroups, r.ResourceNames, err)
+				}
+			}
 		}
+	}
+}
+
+// rulesOf returns what a ServiceAccount may do in a namespace.
+func rulesOf(t *testing.T, p *platform.Platform, account, namespace string) []authorizationv1.ResourceRule {
+	t.Helper()
+	kube := impersonate(t, p, "system:serviceaccount:"+account, "system:serviceaccounts", "system:authenticated")
+	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}
+	review, err := kube.AuthorizationV1().SelfSubjectRulesReviews().Create(t.Context(), review, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return review.Status.ResourceRules
+}
+
+func impersonate(t *testing.T, p *platform.Platform, user string, groups ...string) kubernetes.Interface {
+	t.Helper()
+	cfg := rest.CopyConfig(p.REST)
+	cfg.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: groups}
+	kube, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kube
+}
+
+// tooMuch returns an error for a permission that none of Wisp's roles should
+// have.
+func tooMuch(r authorizationv1.ResourceRule) error {
+	has := func(list []string, of ...string) bool {
+		return slices.ContainsFunc(list, func(s string) bool { return slices.Contains(of, s) })
+	}
+	switch {
+	case has(r.Verbs, "*") || has(r.Resources, "*") || has(r.APIGroups, "*"):
+		return errors.New("that covers what nobody has thought of")
+	case has(r.Resources, "secrets", "configmaps") && has(r.Verbs, "create", "update", "patch", "delete"):
+		return errors.New("that is other people's")
+	case has(r.APIGroups, "rbac.authorization.k8s.io") || has(r.Verbs, "impersonate", "escalate", "bind"):
+		return errors.New("that leads to any other permission")
+	case has(r.Resources, "pods", "deployments", "pods/exec") && has(r.Verbs, "create", "update", "patch"):
+		return errors.New("that runs anything, anywhere")
+	default:
+		return nil
 	}
 }

@@ -223,8 +223,8 @@ func TestRun_fails_when_a_component_does_not_start(t *testing.T) {
 			[]string{"start component a: ended before it was ready: exit status 3", "    one\n    two", "a.log"},
 		},
 		"never_gets_ready": {
-			Component{Name: "a", Path: "/bin/sh", Args: []string{"-c", "echo waiting for what; exec sleep 60"}, Ready: never, ReadyTimeout: 300 * time.Millisecond},
-			[]string{"start component a: not ready after 300ms: nobody answers", "    waiting for what", "a.log"},
+			Component{Name: "a", Path: "/bin/sh", Args: []string{"-c", "echo waiting for what; exec sleep 60"}, Ready: never, ReadyTimeout: 2 * time.Second},
+			[]string{"start component a: not ready after 2s: nobody answers", "    waiting for what", "a.log"},
 		},
 		"has_no_program": {
 			Component{Name: "a", Path: "/nowhere/a"},
@@ -312,7 +312,7 @@ func TestChildren_die_with_a_killed_supervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	gone, err := waitPidfd(t.Context(), fd, 10*time.Second)
+	gone, err := waitPidfd(t.Context(), fd, time.Minute)
 	if err != nil || !gone {
 		t.Errorf("child %d outlives its supervisor (%v)", child.PID, err)
 	}
@@ -324,10 +324,11 @@ func TestChildren_die_with_a_killed_supervisor(t *testing.T) {
 func TestEnd(t *testing.T) {
 	tests := map[string]struct {
 		script string
+		grace  time.Duration
 		want   unix.Signal
 	}{
-		"asks_first":                 {"echo up; exec sleep 60", unix.SIGTERM},
-		"kills_what_does_not_listen": {"trap '' TERM; echo up; exec sleep 60", unix.SIGKILL},
+		"asks_first":                 {"echo up; exec sleep 60", time.Minute, unix.SIGTERM},
+		"kills_what_does_not_listen": {"trap '' TERM; echo up; exec sleep 60", 100 * time.Millisecond, unix.SIGKILL},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -346,7 +347,7 @@ func TestEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := p.End(t.Context(), 100*time.Millisecond); err != nil {
+			if err := p.End(t.Context(), tt.grace); err != nil {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait()
@@ -381,7 +382,7 @@ func TestProcess_is_not_mistaken_for_another(t *testing.T) {
 			if err := other.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 				t.Errorf("Signal = %v, want %v", err, os.ErrProcessDone)
 			}
-			if err := other.End(t.Context(), time.Second); err != nil {
+			if err := other.End(t.Context(), time.Minute); err != nil {
 				t.Errorf("End = %v, want nil", err)
 			}
 		})

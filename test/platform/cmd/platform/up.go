@@ -39,7 +39,7 @@ func upCommand() *cobra.Command {
 func up(ctx context.Context, state stack.State, flags platformFlags, out io.Writer) error {
 	if running, err := alreadyUp(state); err != nil || running {
 		if running {
-			fmt.Fprintf(out, "a platform runs in %s already; `platform status` shows it, `platform down` stops it\n", shown(state.Dir))
+			fmt.Fprintf(out, "a platform runs in %s already: `make status` shows it; `make down` first, to start what was built since\n", shown(state.Dir))
 		}
 		return err
 	}
