@@ -128,7 +128,7 @@ func Start(t testing.TB, o Options) *Platform {
 func (o Options) satisfiedBy(cfg stack.Config) bool {
 	return !o.Own && o.Settings.None() &&
 		o.WithoutWisp == cfg.WithoutWisp &&
-		!(o.WithoutRace && cfg.Race) &&
+		(!o.WithoutRace || !cfg.Race) &&
 		max(o.Nodes, 1) == len(cfg.NodeAddresses)
 }
 

@@ -31,7 +31,7 @@ func (o Observer) WaitFor(ctx context.Context, name string, ok func(Status) bool
 	if err != nil {
 		return Status{}, fmt.Errorf("watch the status of component %s: %w", name, err)
 	}
-	defer changes.Close()
+	defer func() { _ = changes.Close() }()
 	// The folder, since the file is replaced with each change.
 	if err := changes.Add(filepath.Dir(o.StatusFile)); err != nil {
 		return Status{}, fmt.Errorf("watch the status of component %s: %w", name, err)

@@ -50,8 +50,8 @@ func runBeside(ctx context.Context, flags platformFlags, args []string, out io.W
 		return runCommandLine(ctx, cfg, args, out)
 	})
 	err = errors.Join(err, cfg.State.CheckRaces(nil))
-	if err == nil {
-		return os.RemoveAll(dir)
+	if err == nil || ctx.Err() != nil { // nobody asks why an interrupted command failed
+		return errors.Join(err, os.RemoveAll(dir))
 	}
 	kept, keepErr := keepLogs(cfg.State)
 	if keepErr == nil {
