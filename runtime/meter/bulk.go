@@ -31,7 +31,10 @@ func (e *emitter) bulk(in instr) {
 		return
 	}
 	index := e.m.helper(helperKey{in.op, in.a, in.b}, func() helper { return e.m.parts(in) })
-	e.out = asm(e.out).call(index)
+	a := asm(e.out).tee(e.scratch).get(e.scratch).i32(inlineBytes).op(i32LeU, byte(opIf))
+	a = appendS32(a, int32(e.m.added.helpers[index-e.m.helperIndex(0)].typ))
+	a = append(a, e.f.body[in.start:e.r.pos]...)
+	e.out = a.op(byte(opElse)).call(index).end()
 }
 
 // large says whether an operation can be of more than one part.

@@ -33,6 +33,11 @@ func (e *emitter) emit(i int) error {
 	if e.f.counts {
 		e.takeStack()
 	}
+	if e.f.recurs {
+		e.checkBoth()
+	} else if !e.f.light && !e.f.unchecked {
+		e.check()
+	}
 	for e.r.more() {
 		if e.r.pos >= e.charged && !e.dead {
 			e.pay()
@@ -73,36 +78,47 @@ func (e *emitter) locals() {
 // pay sees to it that the instructions from here to the next branch are paid
 // for: by the region at hand, or by a check here.
 func (e *emitter) pay() {
-	cost, end := e.ahead()
+	cost, gap, end := e.ahead()
 	e.charged = end
-	if e.f.light {
+	if e.f.light || e.r.pos == 0 && e.loopsAtOnce() {
 		return
 	}
-	if e.full(cost) {
+	switch {
+	case e.since > 0 && e.since+cost > stretchCost:
 		e.check()
+	case e.full(cost):
+		e.only()
 	}
 	e.charge(cost)
+	e.since += cost + gap
 }
 
-// ahead returns what the instructions up to the next branch cost, and where that
-// is, or where the stretch gets too long.
-func (e *emitter) ahead() (cost uint32, end int) {
+// ahead returns what the instructions up to the next branch cost, and what the
+// functions that they call can besides, without a check. It returns where that
+// branch is, or where the stretch gets too long.
+func (e *emitter) ahead() (cost, gap uint32, end int) {
 	r := e.r
-	for r.more() && cost < stretchCost {
+	for r.more() && cost+gap < stretchCost {
 		in := r.instr()
 		cost += in.cost
 		switch in.op {
 		case opCall, opReturnCall:
 			if place, ok := e.m.own(in.a); ok && e.m.functions[place].light {
 				cost += e.m.functions[place].cost
+			} else if ok {
+				gap += e.m.graph.gaps[place]
 			}
+		case opCallIndirect, opCallRef:
+			node := e.m.typeNode(in.a)
+			cost += e.m.graph.costs[int(node)-len(e.m.functions)]
+			gap += e.m.graph.gaps[node]
 		case opBlock, opLoop, opIf, opElse, opEnd, opTryTable,
 			opBr, opBrIf, opBrTable, opBrOnNull, opBrOnNonNull,
 			opReturn, opUnreachable, opThrow, opThrowRef, opReturnCallIndirect, opReturnCallRef:
-			return cost, r.pos
+			return cost, gap, r.pos
 		}
 	}
-	return cost, r.pos
+	return cost, gap, r.pos
 }
 
 // check writes a check and begins the region that it pays for.
@@ -110,6 +126,15 @@ func (e *emitter) check() {
 	var at int
 	e.out, at = e.m.appendCheck(e.out, e.scratch)
 	e.open(at)
+	e.since = 0
+}
+
+// only writes a charge without a check, and begins the region that it pays for:
+// the next check, which isn't far, will see it.
+func (e *emitter) only() {
+	a := asm(e.out).getGlobal(e.m.fuelGlobal()).op(byte(opI32Const))
+	e.out = append(a, 0x80, 0x80, 0).op(i32Sub).setGlobal(e.m.fuelGlobal())
+	e.open(len(a))
 }
 
 // patch writes what a region costs into its check.
@@ -122,14 +147,45 @@ func (e *emitter) takeStack() {
 	e.out = appendU32(append(e.out, byte(opGlobalGet)), e.m.stackGlobal())
 	e.out = appendS32(append(e.out, byte(opI32Const)), int32(e.f.frame))
 	e.out = append(e.out, 0x6b) // i32.sub
-	if !e.f.recurs {
-		e.out = appendU32(append(e.out, byte(opLocalSet)), e.left)
-		return
+	e.out = appendU32(append(e.out, byte(opLocalSet)), e.left)
+}
+
+// checkBoth writes the check of a function that recurs: of its fuel and of the
+// stack that is left, which are negative if they are used up.
+func (e *emitter) checkBoth() {
+	fuel := e.m.fuelGlobal()
+	a := asm(e.out)
+	at := -1
+	if e.loopsAtOnce() {
+		a = a.get(e.left)
+	} else {
+		a = a.getGlobal(fuel).op(byte(opI32Const))
+		at = len(a)
+		a = append(a, 0x80, 0x80, 0).op(i32Sub).tee(e.scratch).setGlobal(fuel).get(e.scratch).get(e.left).op(i32Or)
 	}
-	e.out = appendU32(append(e.out, byte(opLocalTee)), e.left)
-	e.out = append(e.out, byte(opI32Const), 0, 0x48, byte(opIf), 0x40) // i32.lt_s
-	e.out = appendU32(append(e.out, byte(opCall)), e.m.helperIndex(helperExhausted))
-	e.out = append(e.out, byte(opEnd))
+	e.out = a.i32(0).op(i32GeS).block(opIf).op(byte(opElse)).get(e.left).call(e.m.helperIndex(helperExhausted)).end()
+	if at >= 0 {
+		e.open(at)
+	}
+}
+
+// loopsAtOnce says whether the function begins with a loop, which has a check.
+func (e *emitter) loopsAtOnce() bool {
+	r := e.r
+	r.pos = 0
+	for cost := uint32(0); r.more() && cost < lightCost; {
+		in := r.instr()
+		cost += in.cost
+		switch in.op {
+		case opLoop:
+			return true
+		case opBlock, opIf, opElse, opEnd, opTryTable,
+			opBr, opBrIf, opBrTable, opBrOnNull, opBrOnNonNull, opCall, opCallIndirect, opCallRef,
+			opReturn, opUnreachable, opThrow, opThrowRef, opReturnCallIndirect, opReturnCallRef:
+			return false
+		}
+	}
+	return false
 }
 
 // leaveStack tells a callee what stack is left, which calls before may have
@@ -153,7 +209,7 @@ func (e *emitter) instr(in instr) {
 	case opBlock, opIf, opLoop, opTryTable, opElse, opEnd:
 		e.structure(in)
 	case opBr, opBrTable, opBrIf, opBrOnNull, opBrOnNonNull:
-		e.copy(in)
+		e.labels(in)
 		e.r.targets(in, e.branch)
 		e.dead = e.dead || in.op == opBr || in.op == opBrTable
 	case opReturn, opUnreachable, opThrow, opThrowRef:
@@ -181,7 +237,12 @@ func (e *emitter) structure(in instr) {
 		return
 	case opEnd:
 		last := len(e.frames) == 1
+		twice := e.top().twice
 		caught := e.leave()
+		if twice {
+			e.out = append(e.out, byte(opElse), byte(opBr), 3, byte(opEnd), byte(opEnd), byte(opElse))
+			e.out = asm(e.out).call(e.m.helperIndex(helperRefuel)).op(byte(opBr), 1).end()
+		}
 		e.copy(in)
 		if caught && !last && !e.dead {
 			// From where in the block they came isn't known.
@@ -189,12 +250,17 @@ func (e *emitter) structure(in instr) {
 		}
 		return
 	}
-	e.copy(in)
-	e.r.targets(in, e.catch)
-	e.enter(in.op)
 	if in.op == opLoop && !e.dead {
-		e.check()
+		e.loop(in)
+		return
 	}
+	if in.op == opTryTable {
+		e.clauses(in)
+		e.r.targets(in, e.catch)
+	} else {
+		e.copy(in)
+	}
+	e.enter(in.op)
 }
 
 func (e *emitter) call(in instr) {
@@ -213,4 +279,52 @@ func (e *emitter) callType(in instr) {
 	}
 	e.copy(in)
 	e.dead = e.dead || tail
+}
+
+// loop writes a loop's beginning. Its check has no call of the host in it, for
+// whose sake values would be moved out of registers: it branches to the
+// beginning of a second loop around it, where the call is.
+func (e *emitter) loop(in instr) {
+	fuel := e.m.fuelGlobal()
+	blockType := e.f.body[in.start+1 : e.r.pos]
+	e.copy(in)
+	e.out = asm(e.out).getGlobal(fuel).i32(0).op(i32GeS, byte(opIf)).op(blockType...)
+	e.copy(in)
+	e.enter(in.op)
+	e.top().depth += 2
+	e.top().inner = e.top().depth + 1
+	e.top().twice = true
+	a := asm(e.out).getGlobal(fuel).op(byte(opI32Const))
+	at := len(a)
+	a = append(a, 0x80, 0x80, 0)
+	a = a.op(i32Sub).tee(e.scratch).setGlobal(fuel).get(e.scratch).i32(0).op(i32GeS, byte(opIf))
+	e.out = append(a, blockType...)
+	e.open(at)
+	e.since = 0
+}
+
+// labels writes a branch.
+func (e *emitter) labels(in instr) {
+	e.out = append(e.out, byte(in.op))
+	if in.op == opBrTable {
+		e.out = appendU32(e.out, in.a)
+	}
+	e.r.targets(in, func(label uint32) { e.out = appendU32(e.out, e.label(label)) })
+}
+
+// clauses writes the beginning of a try_table.
+func (e *emitter) clauses(in instr) {
+	r := reader{buf: e.r.buf[:e.r.pos], pos: in.start + 1, types: e.r.types}
+	r.blockType()
+	e.out = append(e.out, r.buf[in.start:r.pos]...)
+	n := r.u32()
+	e.out = appendU32(e.out, n)
+	for range n {
+		start := r.pos
+		if kind := r.byte(); kind < 2 {
+			r.u32() // the tag
+		}
+		e.out = append(e.out, r.buf[start:r.pos]...)
+		e.out = appendU32(e.out, e.label(r.u32()))
+	}
 }

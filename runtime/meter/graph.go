@@ -9,6 +9,9 @@ type facts struct {
 	// light says that it neither loops nor recurs and costs little: its callers
 	// pay for it, and it has no check of its own.
 	light bool
+	// unchecked says that it, with what it calls, runs so shortly between checks
+	// that it only pays, at its entry.
+	unchecked bool
 	// recurs says that it can be active more than once at a time. It checks the
 	// stack that is left.
 	recurs bool
@@ -35,6 +38,12 @@ type graph struct {
 	// referred says, by the index of an own function, whether there can be
 	// references to it.
 	referred []bool
+	// costs are, by node of a type, what the functions behind it cost at most, if
+	// they are light; it is 0 if one isn't.
+	costs []uint32
+	// gaps are, by node, what can run in it, at most, before the host can be
+	// called.
+	gaps []uint32
 	// counts says, by node of a type, whether a function behind it counts.
 	counts []bool
 	// declared are the functions that code refers to; see encodeElements.
@@ -197,7 +206,7 @@ func (m *module) edge(r *reader, f *function, in instr) {
 	case opCallIndirect, opReturnCallIndirect, opCallRef, opReturnCallRef:
 		r.isType(in.start, in.a)
 		g.edges = append(g.edges, m.typeNode(in.a))
-		f.loops = true
+		f.loops = f.loops || in.op == opReturnCallIndirect || in.op == opReturnCallRef
 	case opRefFunc:
 		m.isFunction(r, in.start, in.a)
 		m.refer(in.a)
@@ -343,25 +352,16 @@ func (m *module) classify(order, component []uint32) {
 	for _, c := range component {
 		size[c]++
 	}
+	m.graph.costs = make([]uint32, len(m.graph.members))
+	gap := make([]uint32, len(order))
+	m.graph.gaps = gap
 	for _, node := range order {
-		if int(node) >= len(m.functions) {
-			continue
+		if int(node) < len(m.functions) {
+			m.functions[node].recurs = size[component[node]] > 1
+			m.weigh(node, gap)
+		} else {
+			m.weighType(node, gap)
 		}
-		f := &m.functions[node]
-		f.recurs = size[component[node]] > 1
-		f.light = !f.loops
-		for _, callee := range m.callees(node) {
-			f.recurs = f.recurs || callee == node
-			if int(callee) >= len(m.functions) {
-				continue
-			}
-			if c := &m.functions[callee]; c.light && f.cost < 1<<20 {
-				f.cost += c.cost
-			} else {
-				f.light = false
-			}
-		}
-		f.light = f.light && !f.recurs && f.cost <= lightCost
 	}
 	// Long chains of calls that don't recur take stack as well. Where they could
 	// take much, those with large frames count, or all.
@@ -375,6 +375,46 @@ func (m *module) classify(order, component []uint32) {
 		}
 	}
 	m.spread(order, component)
+}
+
+// weigh finds out whether a function is light, and whether it has to check at
+// its entry; gap is what nodes can cost between checks.
+func (m *module) weigh(node uint32, gap []uint32) {
+	const most = 1 << 20
+	f := &m.functions[node]
+	f.light = !f.loops
+	total := f.cost
+	for _, callee := range m.callees(node) {
+		f.recurs = f.recurs || callee == node
+		total = min(total+gap[callee], most)
+		if int(callee) >= len(m.functions) {
+			at := int(callee) - len(m.functions)
+			f.light = f.light && m.graph.costs[at] > 0
+			f.cost = min(f.cost+m.graph.costs[at], most)
+		} else if c := &m.functions[callee]; c.light {
+			f.cost = min(f.cost+c.cost, most)
+		} else {
+			f.light = false
+		}
+	}
+	f.light = f.light && !f.recurs && f.cost <= lightCost
+	f.unchecked = !f.recurs && total <= stretchCost
+	if f.unchecked {
+		gap[node] = total
+	}
+}
+
+func (m *module) weighType(node uint32, gap []uint32) {
+	at := int(node) - len(m.functions)
+	light := true
+	for _, member := range m.callees(node) {
+		gap[node] = max(gap[node], gap[member])
+		light = light && m.functions[member].light
+		m.graph.costs[at] = max(m.graph.costs[at], m.functions[member].cost)
+	}
+	if !light {
+		m.graph.costs[at] = 0
+	}
 }
 
 // deepest returns the most stack that nested calls of functions that don't check

@@ -55,12 +55,14 @@ func (a asm) misc(op opcode, index ...uint32) asm { // an instruction with a pre
 // Instructions without anything after them.
 const (
 	i32LtS     = 0x48
+	i32GeS     = 0x4e
 	i32LtU     = 0x49
 	i32GtU     = 0x4b
 	i32LeU     = 0x4d
 	i64GtU     = 0x56
 	i32Add     = 0x6a
 	i32Sub     = 0x6b
+	i32Or      = 0x72
 	i32ShrU    = 0x76
 	i64Add     = 0x7c
 	i64Shl     = 0x86
@@ -116,7 +118,7 @@ func (m *module) appendCheck(out []byte, scratch uint32) (code []byte, cost int)
 	at := len(a)
 	a = append(a, 0x80, 0x80, 0)
 	a = a.op(i32Sub).tee(scratch).setGlobal(m.fuelGlobal())
-	a = a.get(scratch).i32(0).op(i32LtS).block(opIf).call(m.helperIndex(helperRefuel)).end()
+	a = a.get(scratch).i32(0).op(i32GeS).block(opIf).op(byte(opElse)).call(m.helperIndex(helperRefuel)).end()
 	return a, at
 }
 
@@ -128,7 +130,11 @@ func (m *module) addHelpers() {
 		getGlobal(m.fuelGlobal()).i32(Refuel).call(m.yield()).op(i32Add).setGlobal(m.fuelGlobal()).
 		getGlobal(m.fuelGlobal()).i32(0).op(i32LtS).brIf0().
 		end().end()
-	exhausted := asm{0}.i32(Exhausted).call(m.yield()).op(drop, byte(opUnreachable)).end()
+	// exhausted is called with the stack that is left: if that isn't what is used
+	// up, the fuel is.
+	exhausted := asm{0}.get(0).i32(0).op(i32LtS).block(opIf).
+		i32(Exhausted).call(m.yield()).op(drop, byte(opUnreachable)).end().
+		call(m.helperIndex(helperRefuel)).end()
 	// charge takes for n entries or, too much, bytes, and returns n. What can't
 	// be, and so fails, isn't charged.
 	const most = 1 << 17
@@ -140,7 +146,7 @@ func (m *module) addHelpers() {
 		get(0).end()
 	m.added.helpers = []helper{
 		helperRefuel:    {"refuel", m.typeOf(none, none), refuel},
-		helperExhausted: {"exhausted", m.typeOf(none, none), exhausted},
+		helperExhausted: {"exhausted", m.typeOf(one, none), exhausted},
 		helperCharge:    {"charge", m.typeOf(one, one), charge},
 	}
 }

@@ -34,7 +34,15 @@ type frame struct {
 	joins  bool
 	// start is the cost where an if parts.
 	start uint32
-	dead  bool // at its start: nothing in it is ever reached
+	// sinceJoined and sinceStart are the same of path.since.
+	sinceJoined, sinceStart uint32
+	dead                    bool // at its start: nothing in it is ever reached
+	// depth is how many blocks are around it in what is written.
+	depth uint32
+	// twice says that it is a loop that is written as two.
+	twice bool
+	// inner is the depth of what is directly in it.
+	inner uint32
 	// caught says that exceptions arrive at its end.
 	caught bool
 }
@@ -44,6 +52,8 @@ type path struct {
 	frames  []frame
 	regions []region
 	dead    bool // no way leads here
+	// since is the most that can have run since the host could last be called.
+	since uint32
 	// closed is told of each region that ends.
 	closed func(region)
 }
@@ -54,12 +64,13 @@ func (p *path) top() *frame { return &p.frames[len(p.frames)-1] }
 func (p *path) begin() {
 	p.frames = append(p.frames[:0], frame{})
 	p.regions = p.regions[:0]
-	p.dead = false
+	p.dead, p.since = false, 0
 }
 
 // enter begins a block.
 func (p *path) enter(op opcode) {
-	f := frame{op: op, base: len(p.regions), dead: p.dead}
+	f := frame{op: op, base: len(p.regions), dead: p.dead, sinceStart: p.since, depth: p.top().inner + 1}
+	f.inner = f.depth
 	if f.base > 0 {
 		f.start = p.regions[f.base-1].cur
 	}
@@ -108,7 +119,13 @@ func (p *path) branch(label uint32) {
 	if f.op == opLoop {
 		return // which has a check of its own
 	}
+	p.join(f)
+}
+
+// join notes that the way to here goes on at the end of f.
+func (p *path) join(f *frame) {
 	f.joins = true
+	f.sinceJoined = max(f.sinceJoined, p.since)
 	if f.base > 0 {
 		f.joined = max(f.joined, p.regions[f.base-1].cur)
 	}
@@ -125,7 +142,7 @@ func (p *path) orElse() {
 		p.regions[f.base-1].cur = f.start
 	}
 	f.op = opElse
-	p.dead = f.dead
+	p.dead, p.since = f.dead, f.sinceStart
 }
 
 // leave ends a block. It says whether exceptions arrive there.
@@ -134,17 +151,18 @@ func (p *path) leave() (caught bool) {
 	if f.op == opIf && !f.dead { // the way around it
 		f.joins = true
 		f.joined = max(f.joined, f.start)
+		f.sinceJoined = max(f.sinceJoined, f.sinceStart)
 	}
 	if !p.dead {
-		f.joins = true
-		if f.base > 0 {
-			f.joined = max(f.joined, p.regions[f.base-1].cur)
-		}
+		p.join(f)
 	}
 	p.close(f.base)
 	p.dead = !f.joins && !f.caught
-	if f.base > 0 && f.joins {
-		p.regions[f.base-1].cur = f.joined
+	if f.joins {
+		p.since = f.sinceJoined
+		if f.base > 0 {
+			p.regions[f.base-1].cur = f.joined
+		}
 	}
 	p.frames = p.frames[:len(p.frames)-1]
 	return f.caught
@@ -156,4 +174,12 @@ func (p *path) catch(label uint32) {
 		return
 	}
 	p.frames[len(p.frames)-1-int(label)].caught = true
+}
+
+// label returns what a label is in what is written, where some loops are two.
+func (p *path) label(label uint32) uint32 {
+	if uint64(label) >= uint64(len(p.frames)) {
+		return label // which isn't valid, and stays so
+	}
+	return p.top().inner - p.frames[len(p.frames)-1-int(label)].depth
 }
