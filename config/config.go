@@ -50,6 +50,13 @@ type Node struct {
 	// served at Address:8012, Knative's port for a pod's proxy, so two nodes on
 	// one machine need two addresses.
 	Address string `json:"address"`
+	// PodCIDR is the network from which each pod gets an address of its own, as in
+	// 10.244.1.0/24. The node must be able to listen on all of it, and it must
+	// lead to this node from wherever pods are called. A network of loopback works
+	// for all but Services: the API server takes none into EndpointSlices. Empty
+	// means that pods share the node's address, and that only their revisions'
+	// requests reach them.
+	PodCIDR string `json:"podCIDR"`
 	// HealthAddress serves /healthz and /readyz.
 	HealthAddress string `json:"healthAddress"`
 	// Cluster is the kubelet's identity, system:node:<name>. It registers the
@@ -277,6 +284,10 @@ func (c Node) Validate() error {
 	errs.check(c.Name != "", "name", c.Name, "a node name")
 	_, err := netip.ParseAddr(c.Address)
 	errs.check(err == nil, "address", c.Address, "an IP address without a port")
+	if c.PodCIDR != "" {
+		network, err := netip.ParsePrefix(c.PodCIDR)
+		errs.check(err == nil && !network.Addr().Is4In6(), "podCIDR", c.PodCIDR, "empty or a network, as in 10.244.1.0/24")
+	}
 	errs.hostPort("healthAddress", c.HealthAddress)
 	errs.cluster("cluster", c.Cluster)
 	errs.cluster("reader", c.Reader)

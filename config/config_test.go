@@ -66,6 +66,7 @@ func TestLoad(t *testing.T) {
 		{"address with port", "node", "address: 127.0.0.1:80", []string{"address = 127.0.0.1:80, must be an IP address without a port"}},
 		{"every broken rule is named", "node", "name: ''\nautoscaler: http://x", []string{"name = ", "autoscaler = http://x, must be a ws://host:port URL"}},
 		{"registry with scheme", "node", "insecureRegistries: ['http://r']", []string{"insecureRegistries = http://r, must be"}},
+		{"pod network without a size", "node", "podCIDR: 10.244.1.0", []string{"podCIDR = 10.244.1.0, must be empty or a network, as in 10.244.1.0/24"}},
 		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 65536 bytes"}},
 		{"admin in the open", "gateway", "envoy: {adminAddress: '0.0.0.0:9901'}", []string{"envoy.adminAddress = 0.0.0.0:9901, must be a loopback address"}},
 		{"one listener for both", "gateway", "envoy: {internalAddress: '127.0.0.1:8080'}", []string{"envoy.internalAddress = 127.0.0.1:8080, must be another address"}},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/wisp-serving/wisp/provider/podlife"
 	"github.com/wisp-serving/wisp/provider/podlog"
+	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/guest"
@@ -53,6 +54,8 @@ type function struct {
 	// logs carry what a function wrote ahead of its Pod; nil for others.
 	logs *relay
 	log  *podlog.Writer
+	// ports are what listens for it at the pod's own address.
+	ports []*podnet.Port
 }
 
 // used returns the CPU time that the function has taken so far and the memory
@@ -129,6 +132,9 @@ func (c *container) adopt(ctx context.Context) *function {
 	}
 	f.log = log
 	c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
+	if err := c.expose(f); err != nil { // its requests come by the node's own address too
+		c.event(corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
+	}
 	return f
 }
 
@@ -168,7 +174,7 @@ func (e configError) Unwrap() error { return e.error }
 // attempt resolves, pulls and starts once.
 func (c *container) attempt(ctx context.Context) (*function, error) {
 	api := c.pod.current()
-	resolved, err := c.spec.Resolve(ctx, api, c.pod.provider.facts(), c.pod.provider.source)
+	resolved, err := c.spec.Resolve(ctx, api, c.pod.facts(), c.pod.provider.source)
 	if err != nil {
 		return nil, configError{err}
 	}
@@ -194,14 +200,20 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		writer.Close()
 		return nil, err
 	}
+	f := &function{
+		Sandbox: sb, target: c.pod.uid, imageID: image.Reference,
+		requests: answersRequests(spec.ABI), log: writer,
+	}
+	if err := c.expose(f); err != nil {
+		err = errors.Join(err, sb.Close(ctx))
+		writer.Close()
+		return nil, err
+	}
 	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
 	if c.serves {
 		c.pod.provider.early.admit(api, image)
 	}
-	return &function{
-		Sandbox: sb, target: c.pod.uid, imageID: image.Reference,
-		requests: answersRequests(spec.ABI), log: writer,
-	}, nil
+	return f, nil
 }
 
 func (c *container) pull(ctx context.Context) (oci.Image, error) {
@@ -305,6 +317,9 @@ func (c *container) hold(f *function) {
 // close frees a sandbox whose run has ended.
 func (c *container) close(f *function) {
 	drained := c.remove(f)
+	gone, cancel := context.WithCancel(context.Background())
+	cancel() // nobody is left to answer
+	f.conceal(gone)
 	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
 }
 
@@ -318,6 +333,7 @@ func (c *container) stop(ctx context.Context, f *function) {
 	} else {
 		c.pod.killAfter(c.pod.provider.cfg.Node.DrainTimeout.Duration)
 	}
+	f.conceal(c.pod.killed)
 	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ type pod struct {
 
 	mu         sync.Mutex
 	api        *corev1.Pod // never changed in place
+	address    netip.Addr  // the pod's own while it has one
+	ips        []string    // those that it has or had last
 	accepted   time.Time
 	containers []podlife.Container // init containers first
 	running    map[string]*function
@@ -79,6 +82,7 @@ func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
 		it.accepted = start.Time // by an earlier process of this node
 	}
 	it.killed, it.kill = context.WithCancel(context.Background())
+	it.takeAddress(api.Status.PodIP)
 	it.containers = p.recall(api)
 	return it
 }
@@ -108,15 +112,23 @@ func (p *pod) work(ctx context.Context) {
 		p.refuse(ctx, err)
 		return
 	}
+	if err := p.awaitAddress(ctx); err != nil {
+		return
+	}
+	defer p.giveAddress()
 	work, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	p.mu.Lock()
 	p.fail = fail
 	p.limit()
 	p.mu.Unlock()
-	defer context.AfterFunc(work, p.stopping(work))()
+	stopping := p.stopping(work)
+	defer context.AfterFunc(work, stopping)()
 
 	p.runContainers(work, spec)
+	if work.Err() != nil {
+		stopping() // the other call may come after all has ended
+	}
 	p.conclude(ctx)
 }
 
@@ -238,7 +250,7 @@ func (p *pod) state() podstatus.State {
 		Containers: p.containers,
 		Accepted:   p.accepted,
 		Now:        time.Now(),
-		PodIPs:     p.provider.addresses(),
+		PodIPs:     p.ips,
 		HostIPs:    p.provider.addresses(),
 	}
 	s.Phase = podlife.Phase(p.containers, p.api.Spec.RestartPolicy, p.ending)
@@ -304,6 +316,7 @@ func (p *pod) release() {
 	}
 	p.kill()
 	p.end(nil)
+	p.returnAddress()
 }
 
 // event records one of the pod, or of one of its containers if path, as

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
@@ -86,6 +88,8 @@ type Provider struct {
 	recorder record.EventRecorder
 	ready    chan struct{}
 	began    time.Time
+	// podAddresses are the pods' own; nil if they share the node's.
+	podAddresses *podnet.Addresses
 
 	mu     sync.Mutex
 	pods   map[types.UID]*pod
@@ -114,6 +118,15 @@ func New(cfg Config) (*Provider, error) {
 		began:  time.Now(),
 		pods:   make(map[types.UID]*pod),
 		byName: make(map[types.NamespacedName]*pod),
+	}
+	if cfg.Node.PodCIDR != "" {
+		network, err := netip.ParsePrefix(cfg.Node.PodCIDR)
+		if err != nil {
+			return nil, fmt.Errorf("podCIDR: %w", err)
+		}
+		if p.podAddresses, err = podnet.NewAddresses(network); err != nil {
+			return nil, err
+		}
 	}
 	templates, err := openTemplates(filepath.Join(cfg.Node.DataDir, "templates"), cfg.Node.Name, cfg.Log)
 	if err != nil {

@@ -116,14 +116,21 @@ type stand struct {
 	registry string
 	outlook  *outlook
 	dir      string // the node's
+	settings func(*config.Node)
 	stop     func()
 }
 
 func newStand(t *testing.T) *stand {
 	t.Helper()
+	return newStandWith(t, func(*config.Node) {})
+}
+
+// newStandWith is newStand with other settings.
+func newStandWith(t *testing.T, settings func(*config.Node)) *stand {
+	t.Helper()
 	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
 	t.Cleanup(server.Close)
-	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, dir: t.TempDir()}
+	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, dir: t.TempDir(), settings: settings}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
 	s.client.PrependReactor("update", "pods", s.update)
 	s.start(t)
@@ -174,6 +181,7 @@ func (s *stand) start(t *testing.T) {
 	cfg.DataDir = s.dir
 	cfg.Kubelet.Port = 0
 	cfg.EarlyStartLease.Duration = time.Hour
+	s.settings(&cfg)
 	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, Guest: cfg.Guest, Log: log})
 	if err != nil {
 		t.Fatal(err)

@@ -199,7 +199,7 @@ func (s *Spec) free() bool {
 }
 
 // ownFields differ between the pods of one template.
-var ownFields = []string{"metadata.name", "metadata.uid"}
+var ownFields = []string{"metadata.name", "metadata.uid", "status.podIP", "status.podIPs"}
 
 // TokenPath is where the ServiceAccount admission mounts a pod's token.
 const TokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"

@@ -75,7 +75,7 @@ func TestParse(t *testing.T) {
 			"what is the pod's own waits for it", func(p *corev1.Pod) { p.Spec.Containers[0].Env = fieldEnv("metadata.uid") },
 			func(s *podspec.Spec) { s.EarlyStart = false },
 		},
-		{"what all its pods share does not", func(p *corev1.Pod) { p.Spec.Containers[0].Env = fieldEnv("status.podIP") }, func(*podspec.Spec) {}},
+		{"what all its pods share does not", func(p *corev1.Pod) { p.Spec.Containers[0].Env = fieldEnv("status.hostIP") }, func(*podspec.Spec) {}},
 		{
 			"requests may run on for the grace period", func(p *corev1.Pod) { seconds := int64(300); p.Spec.TerminationGracePeriodSeconds = &seconds },
 			func(s *podspec.Spec) { s.Grace = 300 * time.Second },
