@@ -13,6 +13,9 @@ type outcome struct {
 	generation int64
 	// refusal is why it isn't served as it asks, or nil.
 	refusal *translate.Refusal
+	// awaits says that an earlier generation is served while a backend of this one
+	// has no endpoint.
+	awaits bool
 	// acked says that every connected Envoy has its routes.
 	acked bool
 	// hash and probes prove that its routes work.

@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/wisp-serving/wisp/config"
@@ -54,6 +55,8 @@ type gateway struct {
 	// held are the KIngresses that wait for others to be acknowledged first, since
 	// Envoy has refused them all together.
 	held map[types.NamespacedName]bool
+	// awaiting is until when KIngresses may await addresses.
+	awaiting map[types.NamespacedName]time.Time
 }
 
 // lack is what a transition waits for.
@@ -81,6 +84,7 @@ func newGateway(cfg config.Gateway, src clusterSource, srv *server.Server, notif
 		waiting:  map[types.NamespacedName]bool{},
 		inFlight: map[types.NamespacedName]*form{},
 		held:     map[types.NamespacedName]bool{},
+		awaiting: map[types.NamespacedName]time.Time{},
 	}, nil
 }
 
@@ -110,9 +114,12 @@ func (g *gateway) run(ctx context.Context) error {
 			}
 			return err
 		}
-		var overdue <-chan time.Time
+		var overdue, alone <-chan time.Time
 		if g.moving {
 			overdue = time.After(time.Until(g.since.Add(g.patience)))
+		}
+		if len(g.awaiting) > 0 {
+			alone = time.After(time.Until(slices.MinFunc(slices.Collect(maps.Values(g.awaiting)), time.Time.Compare)))
 		}
 		select {
 		case <-ctx.Done():
@@ -125,6 +132,10 @@ func (g *gateway) run(ctx context.Context) error {
 			g.countEnvoys(ctx)
 		case <-overdue:
 			g.silence(ctx)
+		case <-alone:
+			if err := g.proceed(ctx); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -146,6 +157,24 @@ func (g *gateway) absorb(ctx context.Context, c changes) error {
 // rebuild makes desired follow from the table and from what c says of addresses,
 // and posts the outcomes of touched.
 func (g *gateway) rebuild(ctx context.Context, c changes, touched map[types.NamespacedName]bool) error {
+	if err := g.refresh(ctx, c, touched); err != nil {
+		return err
+	}
+	if arrived := g.table.arrived(); len(arrived) > 0 {
+		for _, key := range arrived {
+			touched[key] = true
+		}
+		if err := g.refresh(ctx, noChanges(), touched); err != nil {
+			return err
+		}
+	}
+	g.desired = g.table.state()
+	g.await()
+	g.post(ctx, touched)
+	return nil
+}
+
+func (g *gateway) refresh(ctx context.Context, c changes, touched map[types.NamespacedName]bool) error {
 	moved, added, err := g.table.refresh()
 	if err != nil {
 		return err
@@ -153,12 +182,32 @@ func (g *gateway) rebuild(ctx context.Context, c changes, touched map[types.Name
 	for _, key := range moved {
 		touched[key] = true
 	}
-	if err := g.absorbEndpoints(ctx, c, added); err != nil {
-		return err
+	return g.absorbEndpoints(ctx, c, added)
+}
+
+// await notes until when KIngresses await addresses.
+func (g *gateway) await() {
+	maps.DeleteFunc(g.awaiting, func(key types.NamespacedName, _ time.Time) bool { return !g.table.awaiting[key] })
+	for key := range g.table.awaiting {
+		if _, ok := g.awaiting[key]; !ok {
+			g.awaiting[key] = time.Now().Add(g.patience)
+		}
 	}
-	g.desired = g.table.state()
-	g.post(ctx, touched)
-	return nil
+}
+
+// proceed lets those KIngresses lead to nobody that have awaited addresses for
+// too long.
+func (g *gateway) proceed(ctx context.Context) error {
+	touched := map[types.NamespacedName]bool{}
+	for key, until := range g.awaiting {
+		if time.Now().Before(until) {
+			continue
+		}
+		g.log.Warnw("ingress leads to a service without endpoints", "key", key, "patience", g.patience)
+		g.table.proceed(key)
+		touched[key] = true
+	}
+	return g.rebuild(ctx, noChanges(), touched)
 }
 
 // absorbNamed reads those Services and Secrets again that KIngresses name, and
@@ -310,8 +359,8 @@ func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]boo
 		if !p.held {
 			delete(g.held, key)
 		}
-		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot()}
-		if alone || o.refusal != nil {
+		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot(), awaits: p.awaits}
+		if alone || o.refusal != nil || o.awaits {
 			told[key] = true
 		}
 		if o.refusal != nil {

@@ -27,8 +27,9 @@ type part struct {
 	good *form
 	// proved is the last form that every Envoy has acknowledged, or nil.
 	proved *form
-	// held says that proved is served in good's place.
-	held bool
+	// held says that proved is served in good's place, for Envoy's sake, and awaits
+	// that it is so because good leads to nobody yet.
+	held, awaits bool
 	// rejection is Envoy's word on good, where that is what it refused, or nil.
 	rejection *translate.Refusal
 	// refusal is why the KIngress as it is now isn't served, or nil.
@@ -71,10 +72,19 @@ func newForm(ing translate.Ingress, httpsPort uint32, secrets []snapshot.Resourc
 
 // served returns what is to be published of the KIngress, or nil.
 func (p *part) served() *form {
-	if p.held {
+	if p.held || p.awaits {
 		return p.proved
 	}
 	return p.good
+}
+
+// leads returns the clusters that must be there for the KIngress.
+func (p *part) leads() []translate.Cluster {
+	clusters := p.served().ingress.Clusters()
+	if p.awaits && !p.held {
+		clusters = append(clusters, p.good.ingress.Clusters()...)
+	}
+	return clusters
 }
 
 // whyNot returns why a KIngress isn't served as it is now, or nil.

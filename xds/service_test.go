@@ -155,6 +155,45 @@ func TestEnvoyServesServices(t *testing.T) {
 	})
 }
 
+// TestEnvoyAwaitsEndpoints leads a KIngress to a Service whose endpoints come
+// later than Knative thinks, as EndpointSlices do.
+func TestEnvoyAwaitsEndpoints(t *testing.T) {
+	b := newBed(t, "127.100.0")
+	b.patience = 2 * time.Second
+	one, two := b.startBackend("one"), b.startBackend("two")
+	for _, name := range []string{"one", "two", "three"} {
+		b.addService(name, "http", 80)
+	}
+	b.setEndpoints("one", "http", one)
+	to := func(service string) {
+		b.addIngress("web", rule("External", "web.example.com", path(toService(service, intstr.FromInt32(80)))))
+	}
+	to("one")
+	b.startGateway()
+	startEnvoy(t, b.cfg)
+	b.waitReady("web")
+
+	l := startLoad(b.cfg.Envoy.HTTPAddress, "web.example.com", 2)
+	to("two")
+	b.waitCondition("web", v1alpha1.IngressConditionLoadBalancerReady, "NoEndpoints", "no endpoint yet")
+	if got := ask(t, b.cfg.Envoy.HTTPAddress, "web.example.com", "/").header.Get("Node"); got != "one" {
+		t.Errorf("%q answers before there is another, want one", got)
+	}
+	b.setEndpoints("two", "http", two)
+	b.waitReady("web")
+	l.end(t)
+	if got := ask(t, b.cfg.Envoy.HTTPAddress, "web.example.com", "/").header.Get("Node"); got != "two" {
+		t.Errorf("%q answers after it is Ready, want two", got)
+	}
+
+	// But not for ever: a Service without pods is shown as it is.
+	to("three")
+	b.waitCondition("web", v1alpha1.IngressConditionLoadBalancerReady, "NoEndpoints", "no endpoint yet")
+	b.waitCondition("web", v1alpha1.IngressConditionLoadBalancerReady, "ProbeFailed", "answer is 503")
+	to("one")
+	b.waitReady("web")
+}
+
 // newCertificatePEM returns a certificate for hosts, signed by itself, and its
 // key.
 func newCertificatePEM(t testing.TB, hosts ...string) (chain, private []byte) {

@@ -33,6 +33,8 @@ func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int, d domains) (v1a
 		return notConfigured(ing, o.refusal.Reason, o.refusal.Message), write
 	case ing.IsReady():
 		return ready(ing, d), write
+	case o.awaits:
+		return notReady(ing, "NoEndpoints", "a backend has no endpoint yet, and the generation before is served meanwhile"), write
 	case envoys == 0 && silent > 0:
 		return notReady(ing, "EnvoySilent", "Envoy is connected and does not answer"), write
 	case envoys == 0:

@@ -45,6 +45,7 @@ func TestJudge(t *testing.T) {
 		{name: "a silent Envoy", ing: fresh, outcome: acked, silent: 1, want: write, condition: v1alpha1.IngressConditionLoadBalancerReady, status: corev1.ConditionUnknown, reason: "EnvoySilent"},
 		{name: "refused", ing: fresh, outcome: refused, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
 		{name: "refused without Envoy", ing: fresh, outcome: refused, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
+		{name: "nobody behind it", ing: fresh, outcome: outcome{uid: "u", generation: 2, awaits: true}, envoys: 1, want: write, condition: v1alpha1.IngressConditionLoadBalancerReady, status: corev1.ConditionUnknown, reason: "NoEndpoints"},
 		{name: "ready stays when Envoys go", ing: proved, outcome: acked, want: write},
 		{name: "ready stays when the gateway restarts", ing: proved, outcome: known, envoys: 1, want: write},
 		{name: "ready goes when it can't be served any more", ing: proved, outcome: refused, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},

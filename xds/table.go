@@ -33,6 +33,8 @@ type table struct {
 	certificates     map[types.NamespacedName]certificate
 	naming, trusting index
 	nodes            []translate.Node
+	// awaiting are the parts that await addresses.
+	awaiting map[types.NamespacedName]bool
 
 	// clusters are those that routes lead to, places those of each Service.
 	clusters map[translate.Cluster]*destination
@@ -62,6 +64,8 @@ type destination struct {
 	endpoints snapshot.Resource
 	// pods are a revision's.
 	pods []translate.Pod
+	// empty says that there is no address in endpoints.
+	empty bool
 }
 
 func newTable(cfg config.Gateway) (*table, error) {
@@ -79,6 +83,7 @@ func newTable(cfg config.Gateway) (*table, error) {
 		certificates: map[types.NamespacedName]certificate{},
 		naming:       index{},
 		trusting:     index{},
+		awaiting:     map[types.NamespacedName]bool{},
 		clusters:     map[translate.Cluster]*destination{},
 		stale:        true, // even without KIngresses there are routes
 	}
@@ -172,6 +177,7 @@ func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 	}
 	if ing == nil {
 		delete(t.parts, key)
+		delete(t.awaiting, key)
 		return
 	}
 	p := &part{
@@ -181,7 +187,7 @@ func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 	t.naming.add(p.services, key)
 	t.trusting.add(p.secrets, key)
 	if old != nil && old.uid == ing.UID {
-		p.good, p.proved, p.held, p.rejection = old.good, old.proved, old.held, old.rejection
+		p.good, p.proved, p.held, p.awaits, p.rejection = old.good, old.proved, old.held, old.awaits, old.rejection
 	}
 	t.parts[key] = p
 	good, refusal := t.translate(ing)
@@ -190,7 +196,47 @@ func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 		p.refusal = refusal
 	case !good.equal(p.good): // what Envoy has refused, it would refuse again
 		p.good, p.held, p.rejection = good, false, nil
+		p.awaits = p.proved != nil && t.empty(good) && !t.empty(p.proved)
 	}
+	if p.awaits {
+		t.awaiting[key] = true
+	} else {
+		delete(t.awaiting, key)
+	}
+}
+
+// empty reports whether a form leads to a cluster that has no address.
+func (t *table) empty(f *form) bool {
+	return slices.ContainsFunc(f.ingress.Clusters(), func(c translate.Cluster) bool {
+		d := t.clusters[c]
+		switch c.Kind {
+		case translate.Revision:
+			return len(t.nodes) == 0 && (d == nil || len(d.pods) == 0)
+		case translate.Service:
+			return d == nil || d.empty
+		default:
+			return false
+		}
+	})
+}
+
+// arrived returns the KIngresses that await nobody any more, which makes them be
+// served as they are.
+func (t *table) arrived() []types.NamespacedName {
+	var out []types.NamespacedName
+	for key := range t.awaiting {
+		if !t.empty(t.parts[key].good) {
+			t.proceed(key)
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// proceed makes a KIngress that awaits addresses be served as it is.
+func (t *table) proceed(key types.NamespacedName) {
+	delete(t.awaiting, key)
+	t.parts[key].awaits, t.stale = false, true
 }
 
 // secretsOf returns the Secrets that a KIngress names.
@@ -210,11 +256,15 @@ func (t *table) form(key types.NamespacedName) *form {
 	return p.served()
 }
 
-// prove says that Envoys have acknowledged f.
-func (t *table) prove(key types.NamespacedName, f *form) {
-	if p, ok := t.parts[key]; ok && f != nil {
-		p.proved = f
+// prove says that Envoys have acknowledged f, and reports whether that is the
+// KIngress as it is.
+func (t *table) prove(key types.NamespacedName, f *form) bool {
+	p, ok := t.parts[key]
+	if !ok || f == nil {
+		return false
 	}
+	p.proved = f
+	return f == p.good
 }
 
 // hold makes the last form that Envoys have acknowledged be served of a KIngress
@@ -357,7 +407,7 @@ func (t *table) use(parts []*part) ([]translate.Cluster, error) {
 	t.places = map[types.NamespacedName][]translate.Cluster{}
 	var added []translate.Cluster
 	for _, p := range parts {
-		for _, c := range p.served().ingress.Clusters() {
+		for _, c := range p.leads() {
 			if clusters[c] != nil {
 				continue
 			}
@@ -412,7 +462,7 @@ func (d *destination) place(tiers [][]translate.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	d.endpoints = r
+	d.endpoints, d.empty = r, len(slices.Concat(tiers...)) == 0
 	return nil
 }
 

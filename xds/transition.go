@@ -105,8 +105,9 @@ func (g *gateway) settle(ctx context.Context) bool {
 	}
 	settled := map[types.NamespacedName]bool{}
 	for key, f := range g.inFlight {
-		settled[key] = true
-		g.table.prove(key, f)
+		if g.table.prove(key, f) {
+			settled[key] = true
+		}
 	}
 	g.board.settle(settled)
 	g.notify(ctx, settled)
