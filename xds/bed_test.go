@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -99,14 +100,19 @@ func newBed(t testing.TB, subnet string) *bed {
 	}
 }
 
+// freeAddress returns an address that nothing listens on, below the ports that
+// Linux gives to outgoing connections, one of which could take it before its use.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		if ln, err := net.Listen("tcp", address); err == nil {
+			_ = ln.Close()
+			return address
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no free address")
+	return ""
 }
 
 // startGateway starts the gateway and what writes status, and returns how to
