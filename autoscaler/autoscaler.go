@@ -12,6 +12,8 @@
 //	lifecycle  that, pods and settings → status and replicas (pure)
 //	this       watches, carries decisions out
 //
+// Of several autoscalers one carries decisions out, the others are ready to.
+//
 // `wisp autoscaler` calls Run, which owns every goroutine: the manager's (watches,
 // workers, health) and, under the manager, the deciders' loop and the sink.
 package autoscaler
@@ -31,7 +33,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -72,7 +77,7 @@ func Run(ctx context.Context, cfg config.Autoscaler, log *zap.SugaredLogger) err
 	if err != nil {
 		return fmt.Errorf("connect to the cluster: %w", err)
 	}
-	if err := assemble(ctx, mgr, cfg, ln, log); err != nil {
+	if err := assemble(ctx, mgr, cfg, restConfig, ln, log); err != nil {
 		return err
 	}
 	if err := mgr.Start(ctx); err != nil {
@@ -83,12 +88,12 @@ func Run(ctx context.Context, cfg config.Autoscaler, log *zap.SugaredLogger) err
 
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
-	err := errors.Join(clientgoscheme.AddToScheme(scheme), autoscalingv1alpha1.AddToScheme(scheme))
+	err := errors.Join(clientgoscheme.AddToScheme(scheme), autoscalingv1alpha1.AddToScheme(scheme), servingv1.AddToScheme(scheme))
 	return scheme, err
 }
 
 // assemble puts the parts into the manager, which starts and stops them.
-func assemble(ctx context.Context, mgr manager.Manager, cfg config.Autoscaler, ln net.Listener, log *zap.SugaredLogger) error {
+func assemble(ctx context.Context, mgr manager.Manager, cfg config.Autoscaler, restConfig *rest.Config, ln net.Listener, log *zap.SugaredLogger) error {
 	s := &settings{namespace: cfg.SystemNamespace, log: log}
 	if err := s.load(ctx, mgr.GetAPIReader()); err != nil {
 		return err
@@ -96,23 +101,27 @@ func assemble(ctx context.Context, mgr manager.Manager, cfg config.Autoscaler, l
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, revisionIndex, revisionOf); err != nil {
 		return fmt.Errorf("index pods by revision: %w", err)
 	}
-	r := &reconciler{client: mgr.GetClient(), settings: s, log: log}
+	due := make(decisions)
+	r := &reconciler{client: mgr.GetClient(), live: mgr.GetAPIReader(), settings: s, log: log}
+	leases, err := coordinationv1.NewForConfig(restConfig)
+	if err != nil {
+		return fmt.Errorf("make the election's client: %w", err)
+	}
+	lead, err := newLeader(cfg, leases, func(ctx context.Context) { r.lookAtAll(ctx, due) }, log)
+	if err != nil {
+		return err
+	}
+	r.leads = lead.leads.Load
 	r.deciders = decider.New(decider.Config{
 		ReadyNodes: func(key types.NamespacedName) ([]string, error) { return r.readyNodes(ctx, key) },
 		Meter:      noop.NewMeterProvider(),
 		Log:        log,
 	})
-	due := make(chan decision)
 	if err := watch(mgr, r, due); err != nil {
 		return fmt.Errorf("watch the cluster: %w", err)
 	}
 	decide := manager.RunnableFunc(func(ctx context.Context) error {
-		return r.deciders.Run(ctx, func(key types.NamespacedName) {
-			select {
-			case due <- decision{Object: key}:
-			case <-ctx.Done():
-			}
-		})
+		return r.deciders.Run(ctx, func(key types.NamespacedName) { due.send(ctx, key) })
 	})
 	var listening atomic.Bool
 	listen := manager.RunnableFunc(func(ctx context.Context) error {
@@ -128,6 +137,7 @@ func assemble(ctx context.Context, mgr manager.Manager, cfg config.Autoscaler, l
 	return errors.Join(
 		mgr.Add(decide),
 		mgr.Add(listen),
+		mgr.Add(manager.RunnableFunc(lead.run)),
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("stats", func(*http.Request) error {
 			if !listening.Load() {

@@ -2,6 +2,7 @@ package autoscaler
 
 import (
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +13,8 @@ import (
 	"knative.dev/serving/pkg/apis/serving"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/wisp-serving/wisp/autoscaler/lifecycle"
 )
 
 // revisionIndex finds a revision's pods without walking a namespace.
@@ -60,11 +63,30 @@ func trimPod(obj any) (any, error) {
 	trimmed.Spec.NodeName = pod.Spec.NodeName
 	trimmed.Status.Phase = pod.Status.Phase
 	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			trimmed.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		switch {
+		case c.Type == corev1.PodReady:
+			trimmed.Status.Conditions = append(trimmed.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
+		case c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse:
+			trimmed.Status.Conditions = append(trimmed.Status.Conditions, corev1.PodCondition{
+				Type: c.Type, Status: c.Status, Reason: c.Reason, Message: brief(c.Message),
+			})
+		}
+	}
+	for _, c := range pod.Status.ContainerStatuses {
+		if w := c.State.Waiting; w != nil && w.Message != "" {
+			trimmed.Status.ContainerStatuses = append(trimmed.Status.ContainerStatuses, corev1.ContainerStatus{
+				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: w.Reason, Message: brief(w.Message)}},
+			})
 		}
 	}
 	return trimmed, nil
+}
+
+// maxMessage is how much is kept of what Kubernetes says is wrong, in bytes.
+const maxMessage = 512
+
+func brief(message string) string {
+	return strings.ToValidUTF8(message[:min(len(message), maxMessage)], "")
 }
 
 func trimDeployment(obj any) (any, error) {
@@ -74,6 +96,14 @@ func trimDeployment(obj any) (any, error) {
 	}
 	trimmed := &appsv1.Deployment{ObjectMeta: trimMeta(&d.ObjectMeta)}
 	trimmed.Spec.Replicas = d.Spec.Replicas
+	trimmed.Spec.Template.Spec.RuntimeClassName = d.Spec.Template.Spec.RuntimeClassName
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
+			trimmed.Status.Conditions = []appsv1.DeploymentCondition{{
+				Type: c.Type, Status: c.Status, Reason: c.Reason, Message: brief(c.Message),
+			}}
+		}
+	}
 	return trimmed, nil
 }
 
@@ -95,6 +125,35 @@ func podReady(pod *corev1.Pod) bool {
 		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
 			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 		})
+}
+
+// podTrouble returns what keeps a pod from being ready, if Kubernetes says more
+// than that it isn't yet.
+func podTrouble(pod *corev1.Pod) lifecycle.Trouble {
+	if pod.DeletionTimestamp != nil || podReady(pod) {
+		return lifecycle.Trouble{}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return lifecycle.Trouble{Reason: c.Reason, Message: c.Message}
+		}
+	}
+	for _, c := range pod.Status.ContainerStatuses {
+		if w := c.State.Waiting; w != nil && w.Message != "" {
+			return lifecycle.Trouble{Reason: w.Reason, Message: w.Message}
+		}
+	}
+	return lifecycle.Trouble{}
+}
+
+// targetTrouble returns why a Deployment can't make pods.
+func targetTrouble(d *appsv1.Deployment) lifecycle.Trouble {
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
+			return lifecycle.Trouble{Reason: c.Reason, Message: c.Message}
+		}
+	}
+	return lifecycle.Trouble{}
 }
 
 // revisionOf is the value of an object in the revisionIndex.

@@ -1,9 +1,11 @@
 package autoscaler
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
@@ -28,6 +30,13 @@ func TestTransformsKeepWhatIsRead(t *testing.T) {
 	fullPod.Status.Conditions = append([]corev1.PodCondition{{Type: corev1.PodScheduled}}, fullPod.Status.Conditions...)
 	fullDeployment := deployment.DeepCopy()
 	fullDeployment.Spec.Template.Spec.Containers = fullPod.Spec.Containers
+	waiting := sortPod("p2", corev1.ConditionFalse)
+	waiting.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: strings.Repeat("x", maxMessage)}},
+	}}
+	fullWaiting := waiting.DeepCopy()
+	fullWaiting.Status.ContainerStatuses[0].Name = "user-container"
+	fullWaiting.Status.ContainerStatuses[0].State.Waiting.Message += "yyy"
 	fullForeign := foreign.DeepCopy()
 	fullForeign.Data = map[string]string{"min-non-active-revisions": "20"}
 	fullSettings := settings.DeepCopy()
@@ -40,6 +49,7 @@ func TestTransformsKeepWhatIsRead(t *testing.T) {
 		obj, want any
 	}{
 		{"pod", trimPod, fullPod, pod},
+		{"pod that waits", trimPod, fullWaiting, waiting},
 		{"Deployment", trimDeployment, fullDeployment, deployment},
 		{"ConfigMap with settings", trimConfigMap, fullSettings, settings},
 		{"another ConfigMap", trimConfigMap, fullForeign, foreign},
@@ -66,6 +76,13 @@ func TestWhichChangesCount(t *testing.T) {
 	leaving.DeletionTimestamp = ptr.To(metav1.Now())
 	failed := sortPod("p", corev1.ConditionTrue)
 	failed.Status.Phase = corev1.PodFailed
+	waiting, starting := sortPod("p", corev1.ConditionFalse), sortPod("p", corev1.ConditionFalse)
+	waiting.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "gone"}}}}
+	starting.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}}
+	refused := sortDeployment(1)
+	refused.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: "quota"}}
+	scaled := sortDeployment(2)
+	scaled.Generation++
 	ours, theirs := sortPA(config.PodAutoscalerClass), sortPA(autoscaling.KPA)
 	tests := []struct {
 		name     string
@@ -77,6 +94,11 @@ func TestWhichChangesCount(t *testing.T) {
 		{"ready pod leaves", ready, leaving, true},
 		{"ready pod failed", ready, failed, true},
 		{"pod stays ready", ready, ready, false},
+		{"pod waits for something new", unready, waiting, true},
+		{"pod is being made", unready, starting, false},
+		{"Deployment is scaled", sortDeployment(1), scaled, true},
+		{"Deployment can make no pods", sortDeployment(1), refused, true},
+		{"Deployment's other status", sortDeployment(1), sortDeployment(1), false},
 		{"PodAutoscaler of ours", ours, ours, true},
 		{"PodAutoscaler given away", ours, theirs, true},
 		{"PodAutoscaler handed to us", theirs, ours, true},
@@ -85,8 +107,11 @@ func TestWhichChangesCount(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := classChanges()
-			if _, ok := tt.old.(*corev1.Pod); ok {
-				p = readyChanges()
+			switch tt.old.(type) {
+			case *corev1.Pod:
+				p = podChanges()
+			case *appsv1.Deployment:
+				p = targetChanges()
 			}
 			if got := p.Update(event.UpdateEvent{ObjectOld: tt.old, ObjectNew: tt.new}); got != tt.want {
 				t.Errorf("counts = %v, want %v", got, tt.want)

@@ -29,7 +29,11 @@ const conflictDelay = 50 * time.Millisecond
 // PodAutoscaler of our class. One PodAutoscaler is never reconciled twice at a
 // time.
 type reconciler struct {
-	client   client.Client
+	client client.Client
+	// live reads past the cache, what is needed too rarely to be watched.
+	live client.Reader
+	// leads is whether this process writes anything.
+	leads    func() bool
 	settings *settings
 	deciders *decider.Set
 	log      *zap.SugaredLogger
@@ -46,26 +50,49 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("get PodAutoscaler %s: %w", req, err)
 	}
-	replicas, err := r.replicas(ctx, &pa)
+	target, err := r.target(ctx, &pa)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	observed, err := r.observe(ctx, &pa, replicas)
-	if err != nil {
+	if foreign(target) {
+		r.deciders.Forget(req.NamespacedName)
+		return reconcile.Result{}, r.handBack(ctx, &pa, target)
+	}
+	observed, err := r.observe(ctx, &pa, target)
+	if err != nil || !r.leads() {
 		return reconcile.Result{}, err
 	}
-	decision := lifecycle.Next(&pa, observed, time.Now())
-	if err := r.scale(ctx, &pa, replicas, decision.Replicas); err != nil {
+	return r.carryOut(ctx, &pa, observed, lifecycle.Next(&pa, observed, time.Now()))
+}
+
+// carryOut scales first: the status says what is so.
+func (r *reconciler) carryOut(ctx context.Context, pa *autoscalingv1alpha1.PodAutoscaler, o lifecycle.Observed, d lifecycle.Decision) (reconcile.Result, error) {
+	if err := r.scale(ctx, pa, o.Replicas, d.Replicas); err != nil {
 		return reconcile.Result{}, err
 	}
-	err = r.writeStatus(ctx, &pa, decision.Status)
+	err := r.writeStatus(ctx, pa, d.Status)
 	switch {
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictDelay}, nil
 	case client.IgnoreNotFound(err) != nil:
-		return reconcile.Result{}, fmt.Errorf("write status of PodAutoscaler %s: %w", req, err)
+		return reconcile.Result{}, fmt.Errorf("write status of PodAutoscaler %s: %w", client.ObjectKeyFromObject(pa), err)
 	}
-	return reconcile.Result{RequeueAfter: decision.After}, nil
+	return reconcile.Result{RequeueAfter: d.After}, nil
+}
+
+// lookAtAll has the workers look at every PodAutoscaler of ours: a process that
+// has just won the lead has carried nothing out yet.
+func (r *reconciler) lookAtAll(ctx context.Context, due decisions) {
+	var list autoscalingv1alpha1.PodAutoscalerList
+	if err := r.client.List(ctx, &list); err != nil {
+		r.log.Errorw("decisions take effect late", "error", err)
+		return
+	}
+	for i := range list.Items {
+		if ours(&list.Items[i]) {
+			due.send(ctx, client.ObjectKeyFromObject(&list.Items[i]))
+		}
+	}
 }
 
 // ours reports whether pa is for us to scale.
@@ -85,11 +112,14 @@ func (r *reconciler) prime(ctx context.Context) error {
 		if !ours(pa) {
 			continue
 		}
-		replicas, err := r.replicas(ctx, pa)
+		target, err := r.target(ctx, pa)
 		if err != nil {
 			return err
 		}
-		if _, err := r.observe(ctx, pa, replicas); err != nil {
+		if foreign(target) {
+			continue
+		}
+		if _, err := r.observe(ctx, pa, target); err != nil {
 			return err
 		}
 	}
@@ -97,58 +127,93 @@ func (r *reconciler) prime(ctx context.Context) error {
 }
 
 // observe looks at everything that a decision about pa needs, and keeps the
-// decider up to date on the way.
-func (r *reconciler) observe(ctx context.Context, pa *autoscalingv1alpha1.PodAutoscaler, replicas int32) (lifecycle.Observed, error) {
+// decider up to date on the way. Target is nil if it isn't known yet.
+func (r *reconciler) observe(ctx context.Context, pa *autoscalingv1alpha1.PodAutoscaler, target *appsv1.Deployment) (lifecycle.Observed, error) {
 	key := client.ObjectKeyFromObject(pa)
-	nodes, err := r.readyNodes(ctx, key)
+	pods, err := r.pods(ctx, key)
 	if err != nil {
 		return lifecycle.Observed{}, err
 	}
 	observed := lifecycle.Observed{
 		Autoscaler:       r.settings.autoscaler.Load(),
 		ProgressDeadline: r.settings.deadline(),
-		Replicas:         replicas,
-		Ready:            int32(len(nodes)),
+		Replicas:         replicas(target),
+		Ready:            int32(len(nodesOf(pods))),
+		Trouble:          trouble(target, pods),
 		Invalid:          lifecycle.Check(pa),
 	}
 	if observed.Invalid != nil {
 		r.deciders.Forget(key)
 		return observed, nil
 	}
-	view := r.deciders.Track(pa, observed.Autoscaler, replicas)
+	view := r.deciders.Track(pa, observed.Autoscaler, observed.Replicas)
 	observed.Desired, observed.Watched = view.Desired, time.Since(view.Since)
 	return observed, nil
 }
 
+// trouble returns the first thing that Kubernetes says is wrong.
+func trouble(target *appsv1.Deployment, pods []corev1.Pod) lifecycle.Trouble {
+	if target != nil {
+		if t := targetTrouble(target); t.Reason != "" {
+			return t
+		}
+	}
+	for i := range pods {
+		if t := podTrouble(&pods[i]); t.Reason != "" {
+			return t
+		}
+	}
+	return lifecycle.Trouble{}
+}
+
 // readyNodes returns the nodes of a revision's ready pods, one for each pod.
 func (r *reconciler) readyNodes(ctx context.Context, revision types.NamespacedName) ([]string, error) {
+	pods, err := r.pods(ctx, revision)
+	return nodesOf(pods), err
+}
+
+func nodesOf(pods []corev1.Pod) []string {
+	var nodes []string
+	for i := range pods {
+		if podReady(&pods[i]) {
+			nodes = append(nodes, pods[i].Spec.NodeName)
+		}
+	}
+	return nodes
+}
+
+func (r *reconciler) pods(ctx context.Context, revision types.NamespacedName) ([]corev1.Pod, error) {
 	var pods corev1.PodList
 	if err := r.client.List(ctx, &pods, client.InNamespace(revision.Namespace), client.MatchingFields{revisionIndex: revision.Name}); err != nil {
 		return nil, fmt.Errorf("list pods of revision %s: %w", revision, err)
 	}
-	var nodes []string
-	for i := range pods.Items {
-		if podReady(&pods.Items[i]) {
-			nodes = append(nodes, pods.Items[i].Spec.NodeName)
-		}
-	}
-	return nodes, nil
+	return pods.Items, nil
 }
 
-// replicas returns what pa's target has now, or lifecycle.Unknown if the cache
-// doesn't hold the target yet; when it does, an event follows.
-func (r *reconciler) replicas(ctx context.Context, pa *autoscalingv1alpha1.PodAutoscaler) (int32, error) {
-	var d appsv1.Deployment
-	err := r.client.Get(ctx, targetOf(pa), &d)
+// target returns what pa scales, nil if the cache doesn't hold it yet; when it
+// does, an event follows. It is shared, and must not be changed.
+func (r *reconciler) target(ctx context.Context, pa *autoscalingv1alpha1.PodAutoscaler) (*appsv1.Deployment, error) {
+	d := &appsv1.Deployment{}
+	err := r.client.Get(ctx, targetOf(pa), d)
 	switch {
 	case apierrors.IsNotFound(err):
-		return lifecycle.Unknown, nil
+		return nil, nil
 	case err != nil:
-		return 0, fmt.Errorf("get Deployment %s: %w", targetOf(pa), err)
-	case d.Spec.Replicas == nil:
-		return 1, nil // The API's default.
+		return nil, fmt.Errorf("get Deployment %s: %w", targetOf(pa), err)
 	default:
-		return *d.Spec.Replicas, nil
+		return d, nil
+	}
+}
+
+// replicas returns what the target has now, or lifecycle.Unknown.
+func replicas(target *appsv1.Deployment) int32 {
+	switch {
+	case target == nil:
+		return lifecycle.Unknown
+	case target.Spec.Replicas == nil:
+		return 1 // The API's default.
+	default:
+		return *target.Spec.Replicas
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"knative.dev/serving/pkg/autoscaler/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -55,7 +56,10 @@ func sortDeployment(replicas int32) *appsv1.Deployment {
 			Namespace: sortKey.Namespace, Name: "sort-00001-deployment",
 			Labels: map[string]string{serving.RevisionLabelKey: sortKey.Name},
 		},
-		Spec: appsv1.DeploymentSpec{Replicas: ptr.To(replicas)},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: ptr.To(replicas),
+			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RuntimeClassName: ptr.To(config.RuntimeClass)}},
+		},
 	}
 }
 
@@ -91,6 +95,8 @@ type cluster struct {
 	writes []string
 	// statusErr fails writes of a status.
 	statusErr error
+	// follows is whether another autoscaler leads.
+	follows bool
 }
 
 func newCluster(t *testing.T, objects ...client.Object) *cluster {
@@ -105,10 +111,10 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 		WithObjects(append(knativeSettings(), objects...)...).
 		WithStatusSubresource(&autoscalingv1alpha1.PodAutoscaler{}).
 		WithIndex(&corev1.Pod{}, revisionIndex, revisionOf).
-		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: c.patchScale, SubResourceUpdate: c.updateStatus}).
+		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: c.patchScale, SubResourceUpdate: c.updateStatus, Patch: c.patch}).
 		Build()
 	log := zap.NewNop().Sugar()
-	c.r = &reconciler{client: c.Client, log: log, settings: &settings{namespace: "knative-serving", log: log}}
+	c.r = &reconciler{client: c.Client, live: c.Client, leads: func() bool { return !c.follows }, log: log, settings: &settings{namespace: "knative-serving", log: log}}
 	if err := c.r.settings.load(t.Context(), c.Client); err != nil {
 		t.Fatal(err)
 	}
@@ -137,6 +143,15 @@ func (c *cluster) patchScale(ctx context.Context, cl client.Client, subResource 
 	}
 	d.Spec.Replicas = &scale.Spec.Replicas
 	return cl.Update(ctx, &d)
+}
+
+func (c *cluster) patch(ctx context.Context, cl client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
+	data, err := patch.Data(obj)
+	if err != nil {
+		return err
+	}
+	c.writes = append(c.writes, fmt.Sprintf("patch %s %s", obj.GetName(), data))
+	return cl.Patch(ctx, obj, patch, opts...)
 }
 
 func (c *cluster) updateStatus(ctx context.Context, cl client.Client, subResource string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
@@ -333,4 +348,133 @@ func TestPrimeTracksOurs(t *testing.T) {
 			t.Errorf("decided %v, want %v only", decided, sortKey)
 		}
 	})
+}
+
+// TestFailover has one autoscaler lead and another follow, which then takes over:
+// it takes no pod away, and knows of the panic that it has seen begin.
+func TestFailover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods := []client.Object{sortPA(config.PodAutoscalerClass), sortDeployment(1), sortPod("p1", corev1.ConditionTrue)}
+		c := newCluster(t, pods...)
+		c.follows = true
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.r.deciders.Run(ctx, func(types.NamespacedName) {}) }()
+		load := func(seconds int, concurrency float64) {
+			for range seconds {
+				c.r.deciders.Record(sortKey, metrics.Stat{PodName: "wisp-0", AverageConcurrentRequests: concurrency, RequestCount: concurrency})
+				time.Sleep(time.Second)
+			}
+			synctest.Wait()
+		}
+		c.reconcile("a follower writes nothing")
+		load(40, 1)
+		load(8, 1000) // a panic: 15 pods where there is one
+		c.reconcile("nor under load")
+		load(10, 1)
+
+		c.follows = false
+		c.reconcile("the leader died in the middle of the panic", `scale sort-00001-deployment {"spec":{"replicas":15}}`, "status True ")
+		cancel()
+		c.must(<-done)
+	})
+}
+
+// TestANewLeaderLooksAtAll is about decisions that were made before it led.
+func TestANewLeaderLooksAtAll(t *testing.T) {
+	other := sortPA(autoscaling.KPA)
+	other.Name = "other"
+	c := newCluster(t, sortPA(config.PodAutoscalerClass), other)
+	due := make(decisions, 2)
+	c.r.lookAtAll(t.Context(), due)
+	if len(due) != 1 || (<-due).Object != sortKey {
+		t.Errorf("looked at %d, want at ours alone", len(due))
+	}
+}
+
+func TestAFollowerHandsNothingBack(t *testing.T) {
+	c := newCluster(t, sortPA(config.PodAutoscalerClass), nativeDeployment())
+	c.follows = true
+	c.reconcile("native, but not ours to say")
+}
+
+func nativeDeployment() *appsv1.Deployment {
+	d := sortDeployment(1)
+	d.Spec.Template.Spec.RuntimeClassName = nil
+	return d
+}
+
+// TestWhatIsNotWasmIsHandedBack is a cluster whose default class is Wisp's.
+func TestWhatIsNotWasmIsHandedBack(t *testing.T) {
+	revision := &servingv1.Revision{ObjectMeta: metav1.ObjectMeta{Namespace: sortKey.Namespace, Name: sortKey.Name}}
+	t.Run("by the class and metric of Knative", func(t *testing.T) {
+		c := newCluster(t, sortPA(config.PodAutoscalerClass), nativeDeployment(), revision)
+		c.reconcile("native", `patch sort-00001 {"metadata":{"annotations":{"autoscaling.knative.dev/class":"kpa.autoscaling.knative.dev","autoscaling.knative.dev/metric":"concurrency"}}}`)
+		c.reconcile("handed back")
+	})
+	t.Run("with the metric that it has", func(t *testing.T) {
+		pa := sortPA(config.PodAutoscalerClass)
+		pa.Annotations[autoscaling.MetricAnnotationKey] = "rps"
+		c := newCluster(t, pa, nativeDeployment(), revision)
+		c.reconcile("native", `patch sort-00001 {"metadata":{"annotations":{"autoscaling.knative.dev/class":"kpa.autoscaling.knative.dev"}}}`)
+	})
+	t.Run("not where the revision asks for Wisp's", func(t *testing.T) {
+		asking := revision.DeepCopy()
+		asking.Annotations = map[string]string{autoscaling.ClassAnnotationKey: config.PodAutoscalerClass}
+		c := newCluster(t, sortPA(config.PodAutoscalerClass), nativeDeployment(), asking)
+		c.reconcile("native", "status False InvalidSetting")
+		c.reconcile("still native")
+		want := `autoscaling.knative.dev/class = wisp.dev, but the runtime class of its pods is "", must be wasm`
+		if got := c.pa().Status.GetCondition(apis.ConditionReady).Message; got != want {
+			t.Errorf("message = %q, want %q", got, want)
+		}
+	})
+}
+
+// TestStatusSaysWhatPodsWaitFor is a revision at zero whose pods can't come any
+// more: what Kubernetes says of them, as soon as it does and when time is up.
+func TestStatusSaysWhatPodsWaitFor(t *testing.T) {
+	tests := []struct {
+		name           string
+		target         func(*appsv1.Deployment)
+		pod            func(*corev1.Pod)
+		reason, detail string
+	}{
+		{
+			name: "quota", reason: "FailedCreate", detail: "exceeded quota",
+			target: func(d *appsv1.Deployment) {
+				d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: "exceeded quota"}}
+			},
+		},
+		{
+			name: "no node", reason: "Unschedulable", detail: "0/1 nodes",
+			pod: func(p *corev1.Pod) {
+				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "0/1 nodes"}}
+			},
+		},
+		{
+			name: "no image", reason: "ImagePullBackOff", detail: "no such image",
+			pod: func(p *corev1.Pod) {
+				p.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}}}}
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d, pod := sortDeployment(1), sortPod("p1", corev1.ConditionFalse)
+			objects := []client.Object{sortPA(config.PodAutoscalerClass), d}
+			if tt.target != nil {
+				tt.target(d)
+			}
+			if tt.pod != nil {
+				tt.pod(pod)
+				objects = append(objects, pod)
+			}
+			c := newCluster(t, objects...)
+			c.reconcile("waiting", "status Unknown "+tt.reason)
+			if got := c.pa().Status.GetCondition(apis.ConditionReady).Message; got != tt.detail {
+				t.Errorf("message = %q, want %q", got, tt.detail)
+			}
+		})
+	}
 }

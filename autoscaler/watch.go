@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/wisp-serving/wisp/autoscaler/lifecycle"
 	"github.com/wisp-serving/wisp/config"
 )
 
@@ -31,24 +32,36 @@ type (
 	queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	// decision names a revision whose load asks for another number of pods.
 	decision = event.TypedGenericEvent[types.NamespacedName]
+	// decisions are handed to the workers.
+	decisions chan decision
 )
+
+// send blocks until the workers' queue has key, or ctx ends.
+func (d decisions) send(ctx context.Context, key types.NamespacedName) {
+	select {
+	case d <- decision{Object: key}:
+	case <-ctx.Done():
+	}
+}
 
 // watch makes mgr call r for a PodAutoscaler when something changes that its
 // decision is made of: itself, its ready pods, its target's replicas, Knative's
-// settings, and what the load asks for, which due says.
-func watch(mgr manager.Manager, r *reconciler, due <-chan decision) error {
+// settings, and what the load asks for, which due says. It does so on every
+// autoscaler: one that doesn't lead keeps its deciders up to date by it.
+func watch(mgr manager.Manager, r *reconciler, due decisions) error {
 	return builder.ControllerManagedBy(mgr).
 		Named("podautoscaler").
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: workers,
+			NeedLeaderElection:      ptr.To(false),
 			// The name only has to be unique for metrics, which are off.
 			SkipNameValidation: ptr.To(true),
 		}).
 		For(&autoscalingv1alpha1.PodAutoscaler{}, builder.WithPredicates(classChanges())).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(toRevision), builder.WithPredicates(readyChanges())).
-		Watches(&appsv1.Deployment{}, handler.EnqueueRequestsFromMapFunc(toRevision), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(toRevision), builder.WithPredicates(podChanges())).
+		Watches(&appsv1.Deployment{}, handler.EnqueueRequestsFromMapFunc(toRevision), builder.WithPredicates(targetChanges())).
 		Watches(&corev1.ConfigMap{}, onSettings(mgr.GetClient(), r.settings)).
-		WatchesRawSource(decisions(due)).
+		WatchesRawSource(fromLoad(due)).
 		Complete(r)
 }
 
@@ -72,15 +85,40 @@ func classChanges() predicate.Predicate {
 	return p
 }
 
-// readyChanges lets pods pass only where the number of ready ones may change.
-func readyChanges() predicate.Predicate {
+// podChanges lets pods pass only where the number of ready ones may change, or
+// what keeps one from being ready.
+func podChanges() predicate.Predicate {
 	ready := func(obj client.Object) bool {
 		pod, ok := obj.(*corev1.Pod)
 		return ok && podReady(pod)
 	}
+	trouble := func(obj client.Object) lifecycle.Trouble {
+		pod, ok := obj.(*corev1.Pod)
+		if !ok {
+			return lifecycle.Trouble{}
+		}
+		return podTrouble(pod)
+	}
 	p := predicate.NewPredicateFuncs(ready)
-	p.UpdateFunc = func(e event.UpdateEvent) bool { return ready(e.ObjectOld) != ready(e.ObjectNew) }
+	p.UpdateFunc = func(e event.UpdateEvent) bool {
+		return ready(e.ObjectOld) != ready(e.ObjectNew) || trouble(e.ObjectOld) != trouble(e.ObjectNew)
+	}
 	return p
+}
+
+// targetChanges lets Deployments pass whose spec changes, or whether they can
+// make pods.
+func targetChanges() predicate.Predicate {
+	trouble := func(obj client.Object) lifecycle.Trouble {
+		d, ok := obj.(*appsv1.Deployment)
+		if !ok {
+			return lifecycle.Trouble{}
+		}
+		return targetTrouble(d)
+	}
+	return predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, predicate.Funcs{
+		UpdateFunc: func(e event.UpdateEvent) bool { return trouble(e.ObjectOld) != trouble(e.ObjectNew) },
+	})
 }
 
 // onSettings takes new settings over and has every PodAutoscaler looked at.
@@ -107,8 +145,8 @@ func onSettings(c client.Client, s *settings) handler.EventHandler {
 	}
 }
 
-// decisions queues the PodAutoscalers that due names.
-func decisions(due <-chan decision) source.Source {
+// fromLoad queues the PodAutoscalers that due names.
+func fromLoad(due <-chan decision) source.Source {
 	return source.Channel(due, handler.TypedFuncs[types.NamespacedName, reconcile.Request]{
 		GenericFunc: func(_ context.Context, d decision, q queue) { q.Add(reconcile.Request{NamespacedName: d.Object}) },
 	})

@@ -73,8 +73,9 @@ type Node struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string `json:"insecureRegistries"`
-	// Autoscaler is the ws:// URL to which stats are pushed.
-	Autoscaler string `json:"autoscaler"`
+	// Autoscalers are the ws:// URLs to which stats are pushed. A host name may
+	// stand for several addresses.
+	Autoscalers []string `json:"autoscalers"`
 	// Guest bounds what one guest may use.
 	Guest Guest `json:"guest"`
 	// QueueTimeout bounds how long a request may wait for its function to
@@ -185,6 +186,11 @@ type Autoscaler struct {
 	StatAddress string `json:"statAddress"`
 	// SystemNamespace holds Knative's ConfigMaps.
 	SystemNamespace string `json:"systemNamespace"`
+	// LeaseNamespace holds the Lease of the autoscaler that leads.
+	LeaseNamespace string `json:"leaseNamespace"`
+	// LeaseDuration is how long after its holder has died another one may take
+	// the Lease. It costs the API server a request each tenth of it.
+	LeaseDuration metav1.Duration `json:"leaseDuration"`
 }
 
 func defaultCluster() Cluster { return Cluster{QPS: 200, Burst: 400} }
@@ -203,7 +209,7 @@ func DefaultNode() Node {
 		Capacity:           Capacity{CPU: resource.MustParse("16"), Memory: resource.MustParse("16Gi"), Pods: resource.MustParse("1000")},
 		DataDir:            "/var/lib/wisp",
 		InsecureRegistries: []string{},
-		Autoscaler:         "ws://127.0.0.1:9460",
+		Autoscalers:        []string{"ws://127.0.0.1:9460"},
 		Guest:              Guest{Memory: resource.MustParse("128Mi"), ModuleSize: resource.MustParse("100Mi"), OutputSize: resource.MustParse("16Mi"), CompiledModules: 256},
 		QueueTimeout:       metav1.Duration{Duration: time.Minute},
 		QueueBytes:         resource.MustParse("256Mi"),
@@ -241,6 +247,8 @@ func DefaultAutoscaler() Autoscaler {
 		HealthAddress:   "127.0.0.1:9461",
 		StatAddress:     "127.0.0.1:9460",
 		SystemNamespace: "knative-serving",
+		LeaseNamespace:  "wisp-system",
+		LeaseDuration:   metav1.Duration{Duration: 5 * time.Second},
 	}
 }
 
@@ -298,8 +306,11 @@ func (c Node) Validate() error {
 	for _, r := range c.InsecureRegistries {
 		errs.check(r != "" && !strings.Contains(r, "/"), "insecureRegistries", r, "a host or host:port, without scheme or path")
 	}
-	u, err := url.Parse(c.Autoscaler)
-	errs.check(err == nil && u.Scheme == "ws" && u.Host != "", "autoscaler", c.Autoscaler, "a ws://host:port URL")
+	errs.check(len(c.Autoscalers) > 0, "autoscalers", c.Autoscalers, "at least one")
+	for _, a := range c.Autoscalers {
+		u, err := url.Parse(a)
+		errs.check(err == nil && u.Scheme == "ws" && u.Host != "", "autoscalers", a, "a ws://host:port URL")
+	}
 	errs.atLeast("guest.memory", c.Guest.Memory, 64<<10)
 	errs.positive("guest.moduleSize", c.Guest.ModuleSize)
 	errs.positive("guest.outputSize", c.Guest.OutputSize)
@@ -340,6 +351,8 @@ func (c Autoscaler) Validate() error {
 	errs.hostPort("healthAddress", c.HealthAddress)
 	errs.hostPort("statAddress", c.StatAddress)
 	errs.check(c.SystemNamespace != "", "systemNamespace", c.SystemNamespace, "a namespace")
+	errs.check(c.LeaseNamespace != "", "leaseNamespace", c.LeaseNamespace, "a namespace")
+	errs.check(c.LeaseDuration.Duration >= time.Second, "leaseDuration", c.LeaseDuration.Duration, "at least 1s")
 	return errors.Join(errs...)
 }
 

@@ -64,7 +64,7 @@ func TestLoad(t *testing.T) {
 		{"unknown key", "node", "colour: red", []string{`unknown field "colour"`}},
 		{"not yaml", "autoscaler", "{", []string{"parse settings"}},
 		{"address with port", "node", "address: 127.0.0.1:80", []string{"address = 127.0.0.1:80, must be an IP address without a port"}},
-		{"every broken rule is named", "node", "name: ''\nautoscaler: http://x", []string{"name = ", "autoscaler = http://x, must be a ws://host:port URL"}},
+		{"every broken rule is named", "node", "name: ''\nautoscalers: ['http://x']", []string{"name = ", "autoscalers = http://x, must be a ws://host:port URL"}},
 		{"registry with scheme", "node", "insecureRegistries: ['http://r']", []string{"insecureRegistries = http://r, must be"}},
 		{"pod network without a size", "node", "podCIDR: 10.244.1.0", []string{"podCIDR = 10.244.1.0, must be empty or a network, as in 10.244.1.0/24"}},
 		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 65536 bytes"}},
@@ -72,6 +72,9 @@ func TestLoad(t *testing.T) {
 		{"one listener for both", "gateway", "envoy: {internalAddress: '127.0.0.1:8080'}", []string{"envoy.internalAddress = 127.0.0.1:8080, must be another address"}},
 		{"long socket path", "gateway", "xdsSocket: /" + strings.Repeat("a", 107), []string{"must be an absolute path of at most 107 bytes"}},
 		{"no namespace", "autoscaler", "systemNamespace: ''", []string{"systemNamespace = , must be a namespace"}},
+		{"nobody to push to", "node", "autoscalers: []", []string{"autoscalers = [], must be at least one"}},
+		{"no room to wait", "node", "queueBytes: '0'", []string{"queueBytes = 0, must be above 0"}},
+		{"hasty lease", "autoscaler", "leaseDuration: 10ms", []string{"leaseDuration = 10ms, must be at least 1s"}},
 		{"bad level", "autoscaler", "log: {level: loud}", []string{"log.level = loud, must be debug, info, warn or error"}},
 	}
 	for _, test := range tests {

@@ -5,10 +5,13 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"knative.dev/pkg/kmap"
 	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+
+	"github.com/wisp-serving/wisp/config"
 )
 
 // Check returns what makes pa impossible to scale, or nil.
@@ -36,6 +39,9 @@ func Check(pa *autoscalingv1alpha1.PodAutoscaler) error {
 		if err := finite(pa, key); err != nil {
 			return err
 		}
+	}
+	if err := duration(pa, config.PodAfterAnnotation); err != nil {
+		return err
 	}
 	if ref := pa.Spec.ScaleTargetRef; ref.APIVersion != "apps/v1" || ref.Kind != "Deployment" {
 		return fmt.Errorf("scaleTargetRef = %s %s, must be a Deployment of apps/v1", ref.APIVersion, ref.Kind)
@@ -67,4 +73,18 @@ func finite(pa *autoscalingv1alpha1.PodAutoscaler, key kmap.KeyPriority) error {
 		return nil
 	}
 	return fmt.Errorf("%s = %q, must be a finite number", name, text)
+}
+
+// maxPodAfter is Knative's longest stable window: what is longer is a mistake.
+const maxPodAfter = time.Hour
+
+func duration(pa *autoscalingv1alpha1.PodAutoscaler, name string) error {
+	text, ok := pa.Annotations[name]
+	if !ok {
+		return nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 && d <= maxPodAfter {
+		return nil
+	}
+	return fmt.Errorf("%s = %q, must be a duration of 0s to %s", name, text, maxPodAfter)
 }

@@ -12,7 +12,8 @@
 //	idle        active for a stable window, nothing wanted: inactive "NoTraffic"
 //	zero        inactive for the retention period: replicas 0
 //	wanted      replicas first, Active unknown "Queued", then Active
-//	failed      not active in time: replicas 0, inactive "TimedOut"
+//	failed      not active in time: replicas 0, inactive with the pods' reason,
+//	            or "TimedOut" if they give none
 //	impossible  a setting is wrong: inactive "InvalidSetting"; pods are left alone
 //
 // See RATIONALE.md "Why is no probe sent before the last pod goes?" and "Why
@@ -20,7 +21,6 @@
 package lifecycle
 
 import (
-	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -65,7 +65,12 @@ type Observed struct {
 	Replicas int32
 	// Ready counts the ready pods.
 	Ready int32
+	// Trouble is what keeps the others from being ready, if Kubernetes says.
+	Trouble Trouble
 }
+
+// Trouble is why a pod isn't ready, in Kubernetes' words. The zero value is none.
+type Trouble struct{ Reason, Message string }
 
 // Decision is what to do.
 type Decision struct {
@@ -98,7 +103,7 @@ func Next(pa *autoscalingv1alpha1.PodAutoscaler, o Observed, now time.Time) Deci
 		return Decision{Status: *s, Replicas: Unknown}
 	}
 	if s.GetCondition(autoscalingv1alpha1.PodAutoscalerConditionActive).GetReason() == reasonInvalid {
-		markActivating(s) // It has been corrected: start over.
+		markActivating(pa, Trouble{}) // It has been corrected: start over.
 	}
 	stamp(s, before, now)
 
@@ -107,19 +112,24 @@ func Next(pa *autoscalingv1alpha1.PodAutoscaler, o Observed, now time.Time) Deci
 	if v.want != Unknown || s.GetDesiredScale() < 0 {
 		s.DesiredScale = ptr.Int32(v.want)
 	}
-	markActive(pa, v.want, o.Ready, threshold)
+	markActive(pa, v.want, o, threshold)
 	stamp(s, before, now)
 	return Decision{Status: *s, Replicas: v.replicas(), After: v.after}
 }
 
-// stamp gives the conditions that differ from before the time now. Knative's
-// setters read the clock.
+// stamp gives the conditions whose status differs from before the time now.
+// Knative's setters read the clock, and take another message for a transition:
+// then what a pod waits for would put off the progress deadline.
 func stamp(s *autoscalingv1alpha1.PodAutoscalerStatus, before apis.Conditions, now time.Time) {
 	conditions := s.GetConditions()
 	for i, c := range conditions {
-		if !slices.Contains(before, c) {
-			conditions[i].LastTransitionTime = apis.VolatileTime{Inner: metav1.NewTime(now)}
+		at := apis.VolatileTime{Inner: metav1.NewTime(now)}
+		for _, was := range before {
+			if was.Type == c.Type && was.Status == c.Status {
+				at = was.LastTransitionTime
+			}
 		}
+		conditions[i].LastTransitionTime = at
 	}
 	s.SetConditions(conditions)
 }
@@ -137,28 +147,43 @@ func activeThreshold(pa *autoscalingv1alpha1.PodAutoscaler, cfg *autoscalerconfi
 // table of Knative's computeActiveCondition. It differs where an inactive
 // PodAutoscaler stays inactive: the reason stays too, so that "TimedOut" isn't
 // overwritten by the next look at the same state.
-func markActive(pa *autoscalingv1alpha1.PodAutoscaler, want, ready, threshold int32) {
+func markActive(pa *autoscalingv1alpha1.PodAutoscaler, want int32, o Observed, threshold int32) {
 	s := &pa.Status
-	if ready >= threshold {
+	if o.Ready >= threshold {
 		s.MarkScaleTargetInitialized()
 	}
 	switch {
 	case want == 0 || threshold == 0:
 		if s.IsActivating() && threshold > 0 {
-			markInactive(pa, reasonTimedOut, "The target could not be activated.")
+			markFailed(pa, o.Trouble)
 		} else if !s.IsInactive() {
 			markInactive(pa, reasonNoTraffic, "The target is not receiving traffic.")
 		}
 	case want == Unknown && s.IsInactive():
-	case ready < threshold:
-		markActivating(s)
+	case o.Ready < threshold:
+		markActivating(pa, o.Trouble)
 	default:
 		s.MarkActive()
 	}
 }
 
-func markActivating(s *autoscalingv1alpha1.PodAutoscalerStatus) {
-	s.MarkActivating(reasonQueued, "Requests to the target are being buffered as resources are provisioned.")
+// markActivating says what the pods wait for, as soon as Kubernetes does.
+func markActivating(pa *autoscalingv1alpha1.PodAutoscaler, t Trouble) {
+	reason, message := reasonQueued, "Requests to the target are being buffered as resources are provisioned."
+	if t.Reason != "" {
+		reason, message = t.Reason, t.Message
+	}
+	pa.GetConditionSet().Manage(&pa.Status).
+		MarkUnknown(autoscalingv1alpha1.PodAutoscalerConditionActive, reason, "%s", message)
+}
+
+// markFailed ends an activation with the reason of the pods that did not come.
+func markFailed(pa *autoscalingv1alpha1.PodAutoscaler, t Trouble) {
+	reason, message := reasonTimedOut, "The target could not be activated."
+	if t.Reason != "" {
+		reason, message = t.Reason, message+" "+t.Message
+	}
+	markInactive(pa, reason, message)
 }
 
 // markInactive is PodAutoscalerStatus.MarkInactive for any message; that one

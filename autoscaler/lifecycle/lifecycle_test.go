@@ -15,6 +15,8 @@ import (
 	"knative.dev/serving/pkg/apis/serving"
 	asconfig "knative.dev/serving/pkg/autoscaler/config"
 	"knative.dev/serving/pkg/autoscaler/config/autoscalerconfig"
+
+	"github.com/wisp-serving/wisp/config"
 )
 
 const (
@@ -89,6 +91,11 @@ func reach(pa *autoscalingv1alpha1.PodAutoscaler, r autoscalingv1alpha1.Reachabi
 // observe is a world that has been watched for an hour.
 func observe(c *autoscalerconfig.Config, desired, ready int32) Observed {
 	return Observed{Autoscaler: c, ProgressDeadline: deadline, Desired: desired, Ready: ready, Watched: time.Hour}
+}
+
+func withTrouble(o Observed) Observed {
+	o.Trouble = Trouble{Reason: "ErrImagePull", Message: "100% gone"}
+	return o
 }
 
 // outcome is what a decision comes to, in short.
@@ -179,6 +186,9 @@ func TestLife(t *testing.T) {
 		{"late, nothing known", newPA(activating(deadline+patience+time.Second), true), observe(std, Unknown, 0), outcome{isTimedOut, true, 0, 0}},
 		{"late by the revision's own deadline", newPA(activating(time.Minute), false, serving.ProgressDeadlineAnnotationKey, "20s"), observe(std, Unknown, 0), outcome{isTimedOut, false, 0, 0}},
 		{"late, but wanted", newPA(activating(time.Hour), true), observe(std, 1, 0), outcome{isQueued, true, 1, 0}},
+		{"late, and Kubernetes says why", newPA(activating(deadline+patience+time.Second), true), withTrouble(observe(std, 0, 0)), outcome{"False ErrImagePull", true, 0, 0}},
+		{"waits, and Kubernetes says for what", newPA(activating(time.Second), true), withTrouble(observe(std, 1, 0)), outcome{"Unknown ErrImagePull", true, 1, 0}},
+		{"enough pods are ready, whatever the others wait for", newPA(activating(time.Second), true), withTrouble(observe(std, 2, 1)), outcome{isActive, true, 2, 0}},
 		{"timed out keeps its reason", newPA(state{corev1.ConditionFalse, reasonTimedOut, time.Second}, false), observe(std, 0, 0), outcome{isTimedOut, false, 0, 0}},
 		{"timed out, nothing known", newPA(state{corev1.ConditionFalse, reasonTimedOut, time.Second}, false), observe(std, Unknown, 0), outcome{isTimedOut, false, Unknown, 0}},
 		{"timed out, wanted again", newPA(state{corev1.ConditionFalse, reasonTimedOut, time.Second}, true), observe(std, 1, 0), outcome{isQueued, true, 1, 0}},
@@ -223,6 +233,66 @@ func TestTransitionTimesStayWhereNothingChanged(t *testing.T) {
 	}
 	if got := d.Status.GetCondition(apis.ConditionReady).LastTransitionTime.Inner.Time; !got.Equal(now) {
 		t.Errorf("Ready since %v, want %v", got, now)
+	}
+}
+
+// TestAReasonPutsOffNoDeadline changes what a pod waits for, which is no
+// transition.
+func TestAReasonPutsOffNoDeadline(t *testing.T) {
+	pa := newPA(activating(deadline), false)
+	d := Next(pa, withTrouble(observe(cfg(t), 1, 0)), now)
+	c := d.Status.GetCondition(autoscalingv1alpha1.PodAutoscalerConditionActive)
+	if age := now.Sub(c.LastTransitionTime.Inner.Time); age != deadline || c.Message != "100% gone" {
+		t.Errorf("activating for %v, saying %q, want %v and what Kubernetes says", age, c.Message, deadline)
+	}
+}
+
+// TestActiveConditionIsKnatives is the table above computeActiveCondition in
+// Knative's kpa.go, row by row. Where Wisp differs the row says so.
+func TestActiveConditionIsKnatives(t *testing.T) {
+	const inactive0, activating0, active0 = "inactive", "activating", "active"
+	states := map[string]state{inactive0: inactive(time.Hour), activating0: activating(time.Second), active0: active(time.Hour)}
+	all := []string{inactive0, activating0, active0}
+	rows := []struct {
+		want   int32
+		got    []int32
+		min    int32 // the threshold
+		before []string
+		then   string
+	}{
+		{want: 0, got: []int32{0, 1, 5}, min: 1, before: all, then: inactive0},
+		{want: 0, got: []int32{0, 1, 5}, min: 2, before: all, then: inactive0},
+		{want: 1, got: []int32{0, 1}, min: 2, before: all, then: activating0},
+		{want: 1, got: []int32{2, 3}, min: 2, before: all, then: active0},
+		{want: Unknown, got: []int32{0, 1}, min: 2, before: []string{inactive0}, then: inactive0},
+		{want: Unknown, got: []int32{0, 1}, min: 2, before: []string{activating0, active0}, then: activating0},
+		{want: Unknown, got: []int32{2, 3}, min: 2, before: []string{inactive0}, then: inactive0},
+		{want: Unknown, got: []int32{0, 1}, min: 0, before: all, then: inactive0},
+		{want: Unknown, got: []int32{2, 3}, min: 2, before: []string{activating0, active0}, then: active0},
+	}
+	for _, row := range rows {
+		for _, got := range row.got {
+			for _, before := range row.before {
+				t.Run(fmt.Sprintf("want %d, got %d, min %d, %s", row.want, got, row.min, before), func(t *testing.T) {
+					pa := newPA(states[before], false)
+					markActive(pa, row.want, Observed{Ready: got}, row.min)
+					is := map[bool]string{pa.Status.IsInactive(): inactive0, pa.Status.IsActivating(): activating0, pa.Status.IsActive(): active0}[true]
+					if is != row.then {
+						t.Errorf("got %s, want %s", is, row.then)
+					}
+					if initialized := pa.Status.IsScaleTargetInitialized(); initialized != (got >= row.min) {
+						t.Errorf("ScaleTargetInitialized = %v with %d of %d", initialized, got, row.min)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestScaleTargetInitializedIsNeverUnset(t *testing.T) {
+	d := Next(newPA(active(time.Hour), true), observe(cfg(t), 1, 0), now)
+	if !d.Status.IsScaleTargetInitialized() {
+		t.Error("a revision that has run once lost ScaleTargetInitialized with its pods")
 	}
 }
 
@@ -295,6 +365,15 @@ func TestCheck(t *testing.T) {
 				t.Errorf("Check = %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestCheckPodAfter(t *testing.T) {
+	for text, ok := range map[string]bool{"5s": true, "0s": true, "1h": true, "-1s": false, "2h": false, "soon": false, "5": false, "": false} {
+		err := Check(newPA(state{}, false, config.PodAfterAnnotation, text))
+		if (err == nil) != ok {
+			t.Errorf("wisp.dev/pod-after = %q: got %v, want it to pass: %v", text, err, ok)
+		}
 	}
 }
 

@@ -48,7 +48,7 @@ type node struct {
 	revisions *revisions.Revisions
 	fleet     *fleet.Fleet
 	activator *activator.Activator
-	pusher    *activator.Pusher
+	pushers   *activator.Pushers
 }
 
 func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
@@ -57,7 +57,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.pusher, err = activator.NewPusher(cfg.Autoscaler, log); err != nil {
+	if n.pushers, err = activator.NewPushers(cfg.Autoscalers, log); err != nil {
 		return nil, err
 	}
 	n.revisions, err = revisions.New(c.serving, func(key types.NamespacedName, uid types.UID) {
@@ -77,7 +77,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		StartEarly: func(ctx context.Context, r activator.Revision) error {
 			return n.provider.StartEarly(ctx, r.NamespacedName, r.UID)
 		},
-		Report:       n.pusher.Report,
+		Report:       n.pushers.Report,
 		MayStart:     func() bool { return !n.fleet.Cordoned() },
 		Next:         n.fleet.Next,
 		Refusal:      n.fleet.Refusal,
@@ -138,7 +138,7 @@ func (n *node) run(ctx context.Context) error {
 	defer context.AfterFunc(outlive, stop)()
 
 	rest.Go(func() error { return n.revisions.Run(outlive) })
-	rest.Go(func() error { return n.pusher.Run(outlive) })
+	rest.Go(func() error { return n.pushers.Run(outlive) })
 	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready) })
 
 	err := n.revisions.Synced(ctx)

@@ -34,7 +34,7 @@ func TestNodeTakesNoPodsBeforeItKnowsRevisions(t *testing.T) {
 	cfg := config.DefaultNode()
 	cfg.Address = "127.0.0.77" // nothing listens there yet
 	cfg.HealthAddress = "127.0.0.77:0"
-	cfg.Autoscaler = "ws://127.0.0.77:1"
+	cfg.Autoscalers = []string{"ws://127.0.0.77:1"}
 	cfg.DataDir = t.TempDir()
 	cfg.Cluster.Kubeconfig = kubeconfig(t, server.URL)
 	cfg.Reader.Kubeconfig = cfg.Cluster.Kubeconfig

@@ -72,7 +72,7 @@ func (s *Stack) nodeConfig(i int, address string) config.Node {
 	c.Cluster.Kubeconfig = s.state.kubeconfig(nodeComponent(i))
 	c.Reader.Kubeconfig = s.accountKubeconfig(nodeAccount)
 	c.DataDir = s.state.data(nodeComponent(i))
-	c.Autoscaler = "ws://" + s.local(s.cfg.Ports.AutoscalerStats)
+	c.Autoscalers = []string{"ws://" + s.local(s.cfg.Ports.AutoscalerStats)}
 	c.DrainTimeout = metav1.Duration{Duration: nodeDrain}
 	c.Kubelet.ClientCA = filepath.Join(s.state.pki(), "ca.crt")
 	if change := s.cfg.Settings.Node; change != nil {
