@@ -93,6 +93,8 @@ type Node struct {
 	DrainTimeout metav1.Duration `json:"drainTimeout"`
 	// Kubelet is the API by which the API server reaches the node's pods.
 	Kubelet Kubelet `json:"kubelet"`
+	// EmptyDirSize is what an emptyDir volume without a limit of its own may hold.
+	EmptyDirSize resource.Quantity `json:"emptyDirSize"`
 	// Logs bound what one container's log may take.
 	Logs Logs `json:"logs"`
 }
@@ -216,6 +218,7 @@ func DefaultNode() Node {
 		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
 		DrainTimeout:       metav1.Duration{Duration: 30 * time.Second},
 		Kubelet:            Kubelet{Port: 10250},
+		EmptyDirSize:       resource.MustParse("1Gi"),
 		Logs:               Logs{FileSize: resource.MustParse("10Mi"), Files: 5, Rate: resource.MustParse("8Mi")},
 	}
 }
@@ -321,6 +324,7 @@ func (c Node) Validate() error {
 	errs.duration("drainTimeout", c.DrainTimeout)
 	errs.check(c.Kubelet.Port >= 0 && c.Kubelet.Port < 1<<16, "kubelet.port", c.Kubelet.Port, "a port number, or 0 for none")
 	errs.check(c.Kubelet.ClientCA == "" || filepath.IsAbs(c.Kubelet.ClientCA), "kubelet.clientCA", c.Kubelet.ClientCA, "an absolute path, or empty")
+	errs.positive("emptyDirSize", c.EmptyDirSize)
 	errs.atLeast("logs.fileSize", c.Logs.FileSize, 64<<10)
 	errs.check(c.Logs.Files > 0, "logs.files", c.Logs.Files, "above 0")
 	errs.atLeast("logs.rate", c.Logs.Rate, 64<<10)

@@ -61,7 +61,8 @@ type function struct {
 // used returns the CPU time that the function has taken so far and the memory
 // that it holds.
 func (f *function) used() (cpu time.Duration, memory int64) {
-	return 0, 0
+	u := f.Usage()
+	return u.CPU, u.Memory
 }
 
 // errUnhealthy is the cause that ends a run whose liveness probe has failed.
@@ -188,6 +189,9 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 	}
 	spec, err := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
 	if err != nil {
+		return nil, err
+	}
+	if spec.Mounts, err = c.mounts(resolved); err != nil {
 		return nil, err
 	}
 	writer, err := c.beginLog()

@@ -51,6 +51,10 @@ func (p *Provider) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return p.serveAPI(running) })
+	g.Go(func() error {
+		p.refreshVolumes(running)
+		return nil
+	})
 	err = g.Wait()
 	p.lives.Wait()
 	p.early.stop()

@@ -18,6 +18,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/podstatus"
+	"github.com/wisp-serving/wisp/provider/volume"
 )
 
 // removeTimeout bounds the wait for the API server at a pod's end.
@@ -56,6 +57,7 @@ type pod struct {
 	containers []podlife.Container // init containers first
 	running    map[string]*function
 	logs       map[string]*podlog.Log
+	volumes    *volume.Set // nil until they are made
 	// fail ends the containers; nil while there are none to end.
 	fail context.CancelCauseFunc
 	// failed is errDeadline once it holds.
@@ -125,7 +127,9 @@ func (p *pod) work(ctx context.Context) {
 	stopping := p.stopping(work)
 	defer context.AfterFunc(work, stopping)()
 
-	p.runContainers(work, spec)
+	if p.mount(work, spec) {
+		p.runContainers(work, spec)
+	}
 	if work.Err() != nil {
 		stopping() // the other call may come after all has ended
 	}

@@ -14,9 +14,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,7 +84,7 @@ func (c Config) validate() error {
 // PodLifecycleHandler and PodNotifier; its methods are safe for concurrent use.
 type Provider struct {
 	cfg      Config
-	source   source
+	source   *source
 	early    *earlyStarts
 	ahead    *ahead
 	recorder record.EventRecorder
@@ -113,7 +115,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{
 		cfg:    cfg,
-		source: source{cfg.Client},
+		source: newSource(cfg.Client),
 		ready:  make(chan struct{}),
 		began:  time.Now(),
 		pods:   make(map[types.UID]*pod),
@@ -232,14 +234,16 @@ func (p *Provider) GetPodStatus(ctx context.Context, namespace, name string) (*c
 	return &api.Status, nil
 }
 
+// all returns the pods that live here.
+func (p *Provider) all() []*pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.pods))
+}
+
 // GetPods returns every pod that runs here.
 func (p *Provider) GetPods(context.Context) ([]*corev1.Pod, error) {
-	p.mu.Lock()
-	lives := make([]*pod, 0, len(p.pods))
-	for _, it := range p.pods {
-		lives = append(lives, it)
-	}
-	p.mu.Unlock()
+	lives := p.all()
 	pods := make([]*corev1.Pod, 0, len(lives))
 	for _, it := range lives {
 		pods = append(pods, it.object())
@@ -330,6 +334,7 @@ func (p *Provider) removeFromAPI(ctx context.Context, name types.NamespacedName,
 
 // forget removes an ended pod, unless another has taken its name.
 func (p *Provider) forget(it *pod) {
+	p.source.forget(it.uid)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pods, it.uid)

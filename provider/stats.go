@@ -38,13 +38,7 @@ func (u podUsage) total() usage {
 
 // usages returns what the running pods use, and the whole process.
 func (p *Provider) usages() (node usage, pods []podUsage) {
-	p.mu.Lock()
-	lives := make([]*pod, 0, len(p.pods))
-	for _, it := range p.pods {
-		lives = append(lives, it)
-	}
-	p.mu.Unlock()
-	for _, it := range lives {
+	for _, it := range p.all() {
 		if u := it.usage(); len(u.containers) > 0 {
 			pods = append(pods, u)
 		}

@@ -47,7 +47,7 @@ func (u *unsupported) pod(spec *corev1.PodSpec) {
 func (u *unsupported) volume(path string, v *corev1.Volume) {
 	switch {
 	case v.EmptyDir != nil:
-		u.addIf(strings.HasPrefix(string(v.EmptyDir.Medium), string(corev1.StorageMediumHugePages)), "%s.emptyDir.medium (%s)", path, v.Name)
+		u.addIf(v.EmptyDir.Medium != corev1.StorageMediumDefault, "%s.emptyDir.medium = %s (%s)", path, v.EmptyDir.Medium, v.Name)
 	case v.Projected != nil:
 		for i, s := range v.Projected.Sources {
 			u.addIf(s.ClusterTrustBundle != nil, "%s.projected.sources[%d].clusterTrustBundle (%s)", path, i, v.Name)
@@ -99,9 +99,6 @@ func (u *unsupported) container(c Container, revision bool) {
 
 // later names what is not done yet.
 func (u *unsupported) later(c Container, revision bool) {
-	for i, m := range c.VolumeMounts {
-		u.addIf(m.MountPath != TokenPath && m.MountPropagation == nil, "%s.volumeMounts[%d] (%s)", c.Path, i, m.MountPath)
-	}
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.StartupProbe} {
 		u.addIf(p != nil && p.Exec == nil, "%s: a probe", c.Path)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
+	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // Spec says what one container runs and how it is called.
@@ -37,6 +38,8 @@ type Spec struct {
 	Args []string
 	// Env holds "KEY=value" entries, at most 4096.
 	Env []string
+	// Mounts are directories that the guest sees beside its root.
+	Mounts []wasi.Mount
 	// ABI says how a request reaches the guest: argv, or command, which is also
 	// what none means, if no request does.
 	ABI string
@@ -122,6 +125,7 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		return nil, s.named(err)
 	}
 	s.command, err = guest.NewCommand(guest.CommandConfig{
+		Mounts: mounts(spec),
 		Group:  s.group,
 		Argv0:  spec.Argv0,
 		Args:   spec.Args,
@@ -143,6 +147,14 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 	}
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	return s, nil
+}
+
+// mounts returns what the guest finds open: its root, then what is mounted in it.
+func mounts(spec Spec) []wasi.Mount {
+	if len(spec.Mounts) == 0 {
+		return nil // the root alone, which is empty
+	}
+	return append([]wasi.Mount{{Path: "/", FS: wasi.EmptyFS(), ReadOnly: true}}, spec.Mounts...)
 }
 
 func (s *Sandbox) named(err error) error { return fmt.Errorf("start %s: %w", s.spec.ID, err) }

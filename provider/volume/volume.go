@@ -1,0 +1,198 @@
+// Package volume makes a pod's volumes: what is in them, and the file systems in
+// which its guests see it.
+//
+// What comes from the API, ConfigMaps, Secrets, tokens, the downward API, is held
+// in memory as a [Tree] that changes as a whole, and never touches the disk.
+// emptyDir is a folder on the node's disk with a limit on what it may hold.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/tetratelabs/wazero/experimental/sys"
+	"github.com/tetratelabs/wazero/experimental/sysfs"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/wisp-serving/wisp/provider/podspec"
+)
+
+// Config is what a Set needs; all fields are required.
+type Config struct {
+	// Dir is where the pod's folders are.
+	Dir string
+	// EmptyDirSize is what an emptyDir without a limit of its own may hold, in
+	// bytes.
+	EmptyDirSize int64
+	Source       Source
+	// Pod returns the pod as it is now, Facts what the node knows of it.
+	Pod   func() *corev1.Pod
+	Facts func() podspec.Facts
+}
+
+// Set is one pod's volumes. It is safe for concurrent use.
+type Set struct {
+	cfg     Config
+	volumes map[string]*held
+}
+
+// held is one volume. Either tree or dir is set.
+type held struct {
+	spec corev1.Volume
+	tree *Tree
+	dir  sys.FS
+	path string // of dir
+}
+
+// New returns the volumes of a pod. Those that come from the API are read now,
+// but for the implicit token's, which is read when a guest first looks: few do.
+// An error names the volume that can't be made yet.
+func New(ctx context.Context, cfg Config, specs map[string]corev1.Volume) (*Set, error) {
+	s := &Set{cfg: cfg, volumes: make(map[string]*held, len(specs))}
+	var errs []error
+	for name, spec := range specs {
+		v := &held{spec: spec}
+		s.volumes[name] = v
+		var err error
+		switch {
+		case spec.EmptyDir != nil:
+			err = s.makeDir(v)
+		case implicit(spec):
+			v.tree = NewTree(func() (map[string][]byte, error) { return s.read(context.WithoutCancel(ctx), cfg.Source, v) })
+		default:
+			v.tree = NewTree(nil)
+			var content map[string][]byte
+			if content, err = s.read(ctx, cfg.Source, v); err == nil {
+				v.tree.Set(content)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("volume %q: %w", name, err))
+		}
+	}
+	return s, errors.Join(errs...)
+}
+
+// implicit is whether a volume is the one that the ServiceAccount admission adds
+// to each pod.
+func implicit(spec corev1.Volume) bool {
+	return spec.Projected != nil && strings.HasPrefix(spec.Name, "kube-api-access-")
+}
+
+func (s *Set) makeDir(v *held) error {
+	v.path = filepath.Join(s.cfg.Dir, v.spec.Name)
+	if err := os.MkdirAll(v.path, 0o700); err != nil {
+		return err
+	}
+	limit := s.cfg.EmptyDirSize
+	if size := v.spec.EmptyDir.SizeLimit; size != nil && size.Sign() > 0 {
+		limit = size.Value()
+	}
+	v.dir = newLimited(v.path, limit)
+	return nil
+}
+
+// read makes the content of a volume anew.
+func (s *Set) read(ctx context.Context, source Source, v *held) (map[string][]byte, error) {
+	r := reader{ctx: ctx, pod: s.cfg.Pod(), facts: s.cfg.Facts(), source: source, files: map[string][]byte{}}
+	if err := r.volume(v.spec); err != nil {
+		return nil, err
+	}
+	return r.files, nil
+}
+
+// Refresh reads again from source what may have changed in the API, and tokens
+// that are due. What can't be read stays as it was.
+func (s *Set) Refresh(ctx context.Context, source Source) error {
+	var errs []error
+	for name, v := range s.volumes {
+		if v.tree == nil || !v.tree.Read() {
+			continue
+		}
+		content, err := s.read(ctx, source, v)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("volume %q: %w", name, err))
+			continue
+		}
+		v.tree.Set(content)
+	}
+	return errors.Join(errs...)
+}
+
+// Changes is whether there is anything that Refresh would read.
+func (s *Set) Changes() bool {
+	for _, v := range s.volumes {
+		if v.tree != nil && v.tree.Read() {
+			return true
+		}
+	}
+	return false
+}
+
+// Mount is a volume, or a part of it, in a guest's file system.
+type Mount struct {
+	Path     string
+	FS       sys.FS
+	ReadOnly bool
+}
+
+// Mounts returns a container's mounts. expand replaces the references of
+// subPathExpr.
+//
+// A WASI guest opens paths in directories: a single file of a volume is mounted
+// as the directory around it, which then has that file alone.
+func (s *Set) Mounts(c *corev1.Container, expand func(string) string) ([]Mount, error) {
+	mounts := make([]Mount, 0, len(c.VolumeMounts))
+	for _, m := range c.VolumeMounts {
+		v, ok := s.volumes[m.Name]
+		if !ok {
+			return nil, fmt.Errorf("volume mount %s: no volume %q", m.MountPath, m.Name)
+		}
+		sub := m.SubPath
+		if m.SubPathExpr != "" {
+			sub = expand(m.SubPathExpr)
+		}
+		if sub != "" && !fs.ValidPath(sub) {
+			return nil, fmt.Errorf("volume mount %s: subPath = %q, must be a relative path without ..", m.MountPath, sub)
+		}
+		mount, err := v.mount(path.Clean("/"+m.MountPath), sub)
+		if err != nil {
+			return nil, fmt.Errorf("volume mount %s: %w", m.MountPath, err)
+		}
+		mount.ReadOnly = mount.ReadOnly || m.ReadOnly
+		mounts = append(mounts, mount)
+	}
+	return mounts, nil
+}
+
+func (v *held) mount(at, sub string) (Mount, error) {
+	if v.tree != nil {
+		if v.tree.IsFile(sub) {
+			return Mount{Path: path.Dir(at), FS: &sysfs.AdaptFS{FS: single{v.tree, path.Base(at), sub}}, ReadOnly: true}, nil
+		}
+		if sub == "" {
+			return Mount{Path: at, FS: &sysfs.AdaptFS{FS: v.tree}, ReadOnly: true}, nil
+		}
+		part, err := fs.Sub(v.tree, sub)
+		return Mount{Path: at, FS: &sysfs.AdaptFS{FS: part}, ReadOnly: true}, err
+	}
+	if sub == "" {
+		return Mount{Path: at, FS: v.dir}, nil
+	}
+	// By way of a Root: the guest may have put links into its volume.
+	root, err := os.OpenRoot(v.path)
+	if err != nil {
+		return Mount{}, err
+	}
+	defer root.Close()
+	if err := root.MkdirAll(filepath.FromSlash(sub), 0o700); err != nil {
+		return Mount{}, err
+	}
+	return Mount{Path: at, FS: v.dir.(*limited).within(sub)}, nil
+}

@@ -1,0 +1,99 @@
+package provider
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/volume"
+	"github.com/wisp-serving/wisp/runtime/wasi"
+)
+
+// refreshPeriod is how often volumes from the API are looked at again. A kubelet
+// takes about as long.
+const refreshPeriod = 30 * time.Second
+
+// The waits between attempts to make a pod's volumes.
+const (
+	firstMountBackOff = time.Second
+	maxMountBackOff   = 2 * time.Minute
+)
+
+// mount makes the pod's volumes, as often as it takes. It returns false if ctx
+// ended.
+func (p *pod) mount(ctx context.Context, spec podspec.Spec) bool {
+	delay := firstMountBackOff
+	for {
+		set, err := volume.New(ctx, volume.Config{
+			Dir:          filepath.Join(p.provider.folder(p.uid), "volumes"),
+			EmptyDirSize: p.provider.cfg.Node.EmptyDirSize.Value(),
+			Source:       p.provider.source,
+			Pod:          p.current,
+			Facts:        p.facts,
+		}, spec.Volumes)
+		if err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.volumes = set
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		p.event(corev1.EventTypeWarning, "", "FailedMount", "MountVolume.SetUp failed: "+err.Error())
+		p.log.Infow("volumes are waited for", "error", err)
+		if !sleep(ctx, delay) {
+			return false
+		}
+		delay = min(2*delay, maxMountBackOff)
+	}
+}
+
+// mounts returns the container's, for its sandbox.
+func (c *container) mounts(resolved podspec.Resolved) ([]wasi.Mount, error) {
+	c.pod.mu.Lock()
+	set := c.pod.volumes
+	c.pod.mu.Unlock()
+	made, err := set.Mounts(c.spec.Container, resolved.Expand)
+	if err != nil {
+		return nil, configError{err}
+	}
+	mounts := make([]wasi.Mount, 0, len(made))
+	for _, m := range made {
+		mounts = append(mounts, wasi.Mount{Path: m.Path, FS: m.FS, ReadOnly: m.ReadOnly})
+	}
+	return mounts, nil
+}
+
+// refreshVolumes keeps what pods see of the API up to date until ctx ends.
+// Reading each object once for all pods, it costs no watch for each.
+func (p *Provider) refreshVolumes(ctx context.Context) {
+	ticker := time.NewTicker(refreshPeriod)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			p.refreshOnce(ctx)
+		}
+	}
+}
+
+func (p *Provider) refreshOnce(ctx context.Context) {
+	source := p.source.once()
+	for _, it := range p.all() {
+		it.mu.Lock()
+		set := it.volumes
+		it.mu.Unlock()
+		if set == nil || !set.Changes() {
+			continue
+		}
+		if err := set.Refresh(ctx, source); err != nil && ctx.Err() == nil {
+			it.log.Infow("volumes stay as they are", "error", err)
+		}
+	}
+}
