@@ -4,7 +4,9 @@
 // nobody else:
 //
 //	oci       reference → verified module bytes on disk
-//	modcache  digest → compiled module
+//	meter     module → module that preempts itself and keeps to its bounds
+//	compile   module → code, in a child process with limits
+//	modcache  digest → compiled module, kept on disk and in memory
 //	guest     ABI ⇄ instance
 //	instance  one running guest: its memory, its turn on a core
 //	memory    mapped memory, and each sandbox's limit
@@ -13,8 +15,7 @@
 //	api       the errors that they share
 //
 // It knows no Kubernetes. A guest runs on the goroutine of its request. What a
-// guest can and can't do to the process today is in RATIONALE.md; until modules
-// are metered, nothing untrusted may run here.
+// guest can and can't do to the node is in RATIONALE.md.
 package runtime
 
 import (
@@ -32,6 +33,7 @@ import (
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
@@ -58,6 +60,10 @@ type Config struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
+	// Compiler is the command that compiles modules, which must call
+	// compile.ChildMain; see compile.Child. None compiles in this process, which
+	// is for modules that are trusted.
+	Compiler []string
 	// Cores is how many guests may run at once; 0 is GOMAXPROCS.
 	Cores int
 	// Log is required.
@@ -97,8 +103,10 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	modules, err := modcache.New(modcache.Config{
 		Dir:     filepath.Join(cfg.DataDir, "compiled"),
-		Modules: cfg.Guest.CompiledModules,
+		Memory:  cfg.Guest.CompiledMemory.Value(),
+		Disk:    cfg.Guest.CompiledDisk.Value(),
 		Load:    store.Module,
+		Compile: compiler(cfg),
 	})
 	if err != nil {
 		store.Close()
@@ -114,6 +122,24 @@ func New(cfg Config) (*Runtime, error) {
 		modules:   modules,
 		sandboxes: map[*sandbox.Sandbox]struct{}{},
 	}, nil
+}
+
+// codeFile is the largest file of compiled code, for each byte of the largest
+// module.
+const codeFile = 32
+
+func compiler(cfg Config) func(context.Context, []byte, string) error {
+	if len(cfg.Compiler) == 0 {
+		return compile.Here
+	}
+	return compile.Child{
+		Command: cfg.Compiler,
+		Limits: compile.Limits{
+			Time:   cfg.Guest.CompileTime.Duration,
+			Memory: cfg.Guest.CompileMemory.Value(),
+			File:   codeFile * cfg.Guest.ModuleSize.Value(),
+		},
+	}.Compile
 }
 
 // Pull returns the image that ref names, a tag or a digest, with its module in
