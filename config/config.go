@@ -70,6 +70,9 @@ type Node struct {
 	// DataDir holds pulled modules and compiled code. Compiled code is
 	// executable: the folder is made 0700.
 	DataDir string `json:"dataDir"`
+	// ImageStore is how much pulled images may take on disk before unused ones
+	// are removed, the longest unused first. Those that pods use may exceed it.
+	ImageStore resource.Quantity `json:"imageStore"`
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string `json:"insecureRegistries"`
@@ -230,6 +233,7 @@ func DefaultNode() Node {
 		Reader:             defaultCluster(),
 		Capacity:           Capacity{CPU: resource.MustParse("16"), Memory: resource.MustParse("16Gi"), Pods: resource.MustParse("1000")},
 		DataDir:            "/var/lib/wisp",
+		ImageStore:         resource.MustParse("10Gi"),
 		InsecureRegistries: []string{},
 		Autoscalers:        []string{"ws://127.0.0.1:9460"},
 		Guest:              defaultGuest(),
@@ -326,6 +330,7 @@ func (c Node) Validate() error {
 	errs.positive("capacity.memory", c.Capacity.Memory)
 	errs.positive("capacity.pods", c.Capacity.Pods)
 	errs.check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "an absolute path")
+	errs.positive("imageStore", c.ImageStore)
 	for _, r := range c.InsecureRegistries {
 		errs.check(r != "" && !strings.Contains(r, "/"), "insecureRegistries", r, "a host or host:port, without scheme or path")
 	}

@@ -48,6 +48,11 @@ var (
 	ErrImagePull = api.ErrImagePull
 	// ErrUnusable: the image or module can never run here.
 	ErrUnusable = api.ErrUnusable
+	// ErrImageName, an ErrUnusable: the reference names no image.
+	ErrImageName = api.ErrImageName
+	// ErrImageNeverPull, an ErrImagePull: the image isn't here and no registry may
+	// be asked.
+	ErrImageNeverPull = api.ErrImageNeverPull
 )
 
 // Config says where a Runtime keeps its files and what its guests may use.
@@ -57,6 +62,9 @@ type Config struct {
 	DataDir string
 	// Guest bounds what one guest may use.
 	Guest config.Guest
+	// ImageStore is how many bytes pulled images may take on disk before unused
+	// ones are removed.
+	ImageStore int64
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
@@ -82,10 +90,11 @@ type Runtime struct {
 	store   *oci.Store
 	modules *modcache.Cache
 
-	mu        sync.Mutex
-	closed    bool
-	starting  sync.WaitGroup // Starts under way
-	sandboxes map[*sandbox.Sandbox]struct{}
+	mu       sync.Mutex
+	closed   bool
+	starting sync.WaitGroup // Starts under way
+	// sandboxes holds what each open sandbox keeps in the store: to be released.
+	sandboxes map[*sandbox.Sandbox]func()
 }
 
 // New returns a Runtime over cfg.DataDir.
@@ -96,6 +105,7 @@ func New(cfg Config) (*Runtime, error) {
 	store, err := oci.NewStore(oci.StoreConfig{
 		Dir:                filepath.Join(cfg.DataDir, "images"),
 		ModuleSize:         cfg.Guest.ModuleSize.Value(),
+		Budget:             cfg.ImageStore,
 		InsecureRegistries: cfg.InsecureRegistries,
 	})
 	if err != nil {
@@ -120,7 +130,7 @@ func New(cfg Config) (*Runtime, error) {
 		log:       cfg.Log,
 		store:     store,
 		modules:   modules,
-		sandboxes: map[*sandbox.Sandbox]struct{}{},
+		sandboxes: map[*sandbox.Sandbox]func(){},
 	}, nil
 }
 
@@ -142,10 +152,10 @@ func compiler(cfg Config) func(context.Context, []byte, string) error {
 	}.Compile
 }
 
-// Pull returns the image that ref names, a tag or a digest, with its module in
-// the store; see oci.Store.Pull. An error is ErrUnusable, ErrImagePull, or ctx's.
-func (r *Runtime) Pull(ctx context.Context, ref string) (oci.Image, error) {
-	return r.store.Pull(ctx, ref)
+// Pull returns the image that is asked for, with its module and files in the
+// store; see oci.Store.Pull. An error is ErrUnusable, ErrImagePull, or ctx's.
+func (r *Runtime) Pull(ctx context.Context, request oci.Request) (oci.Image, error) {
+	return r.store.Pull(ctx, request)
 }
 
 // Prepare pulls the image that ref names and compiles its module, so that Start
@@ -155,7 +165,7 @@ func (r *Runtime) Prepare(ctx context.Context, ref string) error {
 		return fmt.Errorf("prepare %s: %w", ref, errClosed)
 	}
 	defer r.starting.Done()
-	image, err := r.store.Pull(ctx, ref)
+	image, err := r.store.Pull(ctx, oci.Request{Reference: ref})
 	if err != nil {
 		return err
 	}
@@ -178,13 +188,15 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbo
 		return nil, fmt.Errorf("start %s: %w", spec.ID, errClosed)
 	}
 	defer r.starting.Done()
+	release := r.store.Use(spec.Image)
 	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Host: r.host, Memory: r.memory, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
 	if err != nil {
+		release()
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sandboxes[s] = struct{}{}
+	r.sandboxes[s] = release
 	return s, nil
 }
 
@@ -200,8 +212,10 @@ func (r *Runtime) begin() bool {
 
 func (r *Runtime) forget(s *sandbox.Sandbox) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	release := r.sandboxes[s]
 	delete(r.sandboxes, s)
+	r.mu.Unlock()
+	release()
 }
 
 // Close ends pulls, closes every sandbox that is left (see Sandbox.Close) and

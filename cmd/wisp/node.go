@@ -97,6 +97,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Compiler:           self,
 		DataDir:            cfg.DataDir,
 		Guest:              cfg.Guest,
+		ImageStore:         cfg.ImageStore.Value(),
 		InsecureRegistries: cfg.InsecureRegistries,
 		Log:                log.Named("runtime"),
 	})
