@@ -56,6 +56,9 @@ func FuzzRewrite(f *testing.F) {
 			return
 		}
 		before, after := compiles(t, module), compiles(t, rewritten)
+		if !before && bytes.Contains(module, []byte("\x04name")) {
+			return // names that the engine can't read are dropped, as wasm has it
+		}
 		if before != after {
 			t.Fatalf("the engine takes it: before %v, after %v", before, after)
 		}
