@@ -155,7 +155,7 @@ type Guest struct {
 type Gateway struct {
 	Log     Log     `json:"log"`
 	Cluster Cluster `json:"cluster"`
-	// HealthAddress serves /healthz and /readyz.
+	// HealthAddress serves /healthz, /readyz and /metrics.
 	HealthAddress string `json:"healthAddress"`
 	// XDSSocket is the Unix socket on which Envoy reads its configuration.
 	// Who may open it may read it: the folder should be the gateway's own.
@@ -167,6 +167,10 @@ type Gateway struct {
 	// Service's local name an alias of InternalDomain.
 	ExternalDomain string `json:"externalDomain"`
 	InternalDomain string `json:"internalDomain"`
+	// LeaseNamespace holds the Lease of the gateway that writes status, where there
+	// are several gateways; each serves its own Envoys. Empty means that this one
+	// is alone.
+	LeaseNamespace string `json:"leaseNamespace"`
 	// ExternalNames lets KIngresses lead to Services of type ExternalName that
 	// name any host, which Envoy resolves by DNS. Who may make Services then
 	// reaches whatever Envoy does. Without it they lead to InternalDomain alone,
@@ -187,6 +191,14 @@ type Envoy struct {
 	InternalAddress string `json:"internalAddress"`
 	// AdminAddress is Envoy's admin interface. Loopback only: it can stop Envoy.
 	AdminAddress string `json:"adminAddress"`
+	// StatsAddress serves what of the admin interface others may read: GET /ready
+	// and /stats/prometheus. Empty means nobody.
+	StatsAddress string `json:"statsAddress"`
+	// Heap is the memory at which Envoy refuses requests (503) rather than be
+	// killed. At 95 % of it, it gives back what it can.
+	Heap resource.Quantity `json:"heap"`
+	// AccessLog writes a line of JSON to Envoy's standard output for each request.
+	AccessLog bool `json:"accessLog"`
 }
 
 // Autoscaler configures `wisp autoscaler`.
@@ -260,6 +272,8 @@ func DefaultGateway() Gateway {
 			HTTPSPort:       443,
 			InternalAddress: "127.0.0.1:8081",
 			AdminAddress:    "127.0.0.1:9901",
+			Heap:            resource.MustParse("1Gi"),
+			AccessLog:       true,
 		},
 		ExternalDomain: "wisp-gateway.wisp-system.svc.cluster.local",
 		InternalDomain: "wisp-gateway-internal.wisp-system.svc.cluster.local",
@@ -417,6 +431,10 @@ func (r *rules) envoy(e Envoy) {
 	}
 	r.hostPort("envoy.adminAddress", e.AdminAddress)
 	r.check(isLoopback(e.AdminAddress), "envoy.adminAddress", e.AdminAddress, "a loopback address: it can stop Envoy")
+	if e.StatsAddress != "" {
+		r.hostPort("envoy.statsAddress", e.StatsAddress)
+	}
+	r.atLeast("envoy.heap", e.Heap, 64<<20)
 }
 
 func (r *rules) cluster(key string, c Cluster) {

@@ -85,7 +85,8 @@ func newBed(t testing.TB, subnet string) *bed {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := config.DefaultGateway()
 	cfg.XDSSocket = filepath.Join(dir, "xds.sock")
-	cfg.Envoy = config.Envoy{HTTPAddress: freeAddress(t), HTTPSAddress: freeAddress(t), HTTPSPort: 443, InternalAddress: freeAddress(t), AdminAddress: freeAddress(t)}
+	cfg.Envoy.HTTPAddress, cfg.Envoy.HTTPSAddress, cfg.Envoy.InternalAddress = freeAddress(t), freeAddress(t), freeAddress(t)
+	cfg.Envoy.AdminAddress, cfg.Envoy.StatsAddress = freeAddress(t), freeAddress(t)
 	return &bed{
 		t:      t,
 		cfg:    cfg,
@@ -415,7 +416,7 @@ func (b *bed) endpoints() map[string]string {
 // revisions.
 func (b *bed) waitClusters(n int) {
 	b.t.Helper()
-	want := fmt.Sprintf("cluster_manager.active_clusters: %d\n", n+1) // and xds
+	want := fmt.Sprintf("cluster_manager.active_clusters: %d\n", n+2) // and xds and admin
 	b.until(want, func() bool {
 		return ask(b.t, b.cfg.Envoy.AdminAddress, "admin", "/stats?filter=cluster_manager.active_clusters").body == want
 	})

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +51,8 @@ func envoyBinary(t testing.TB) string {
 type envoy struct {
 	cmd  *exec.Cmd
 	done chan struct{}
+	// out is what it has written to its standard output, for after its end.
+	out *bytes.Buffer
 }
 
 func startEnvoy(t testing.TB, cfg config.Gateway) *envoy {
@@ -62,9 +66,9 @@ func startEnvoy(t testing.TB, cfg config.Gateway) *envoy {
 		t.Fatal(err)
 	}
 	log := &bytes.Buffer{}
-	e := &envoy{done: make(chan struct{})}
+	e := &envoy{done: make(chan struct{}), out: &bytes.Buffer{}}
 	e.cmd = exec.Command(envoyBinary(t), "-c", file, "--disable-hot-restart", "--concurrency", "2", "-l", "warning")
-	e.cmd.Stdout, e.cmd.Stderr = log, log
+	e.cmd.Stdout, e.cmd.Stderr = e.out, log
 	if err := e.cmd.Start(); err != nil {
 		t.Fatalf("start envoy: %v", err)
 	}
@@ -367,6 +371,75 @@ func echo(t *testing.T, address, host string) {
 	if got, err := r.ReadString('\n'); got != "hello\n" {
 		t.Errorf("echo is %q, %v", got, err)
 	}
+}
+
+// TestEnvoyTells reads what Envoy writes of requests, and what others may read of
+// its admin interface.
+func TestEnvoyTells(t *testing.T) {
+	b := newBed(t, "127.101.0")
+	b.addNode("node-a")
+	b.addRevision("sort-1", translateHTTP1)
+	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
+	b.startGateway()
+	e := startEnvoy(t, b.cfg)
+	b.waitReady("sort")
+	ask(t, b.cfg.Envoy.HTTPAddress, "sort.example.com", "/path?q=1", withHeader("User-Agent", `a "quoted" one`))
+
+	if got := ask(t, b.cfg.Envoy.StatsAddress, "any", "/ready"); got.status != 200 {
+		t.Errorf("/ready is %d", got.status)
+	}
+	if got := ask(t, b.cfg.Envoy.StatsAddress, "any", "/stats/prometheus").body; !strings.Contains(got, `envoy_cluster_upstream_rq_total{envoy_cluster_name="default/sort-1"}`) {
+		t.Error("/stats/prometheus has no requests by revision")
+	}
+	for _, path := range []string{"/config_dump", "/quitquitquit", "/", "/stats/prometheus/x"} {
+		if got := ask(t, b.cfg.Envoy.StatsAddress, "any", path).status; got != 404 {
+			t.Errorf("%s is %d, want 404", path, got)
+		}
+	}
+	if got := ask(t, b.cfg.Envoy.StatsAddress, "any", "/ready", func(r *http.Request) { r.Method = http.MethodPost }).status; got != 404 {
+		t.Errorf("POST is %d, want 404", got)
+	}
+	for name, want := range map[string]int{"too long": 431, "too many": 431} {
+		got := ask(t, b.cfg.Envoy.HTTPAddress, "sort.example.com", "/", func(r *http.Request) {
+			if name == "too long" {
+				r.Header.Set("Long", strings.Repeat("x", 100<<10))
+				return
+			}
+			for i := range 300 {
+				r.Header.Set(fmt.Sprintf("H-%d", i), "x")
+			}
+		}).status
+		if got != want {
+			t.Errorf("headers that are %s: %d, want %d", name, got, want)
+		}
+	}
+
+	_ = e.cmd.Process.Signal(syscall.SIGTERM) // it writes the log as it ends
+	<-e.done
+	for line := range strings.Lines(e.out.String()) {
+		var got map[string]any
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%v in %s", err, line)
+		}
+		if got["path"] != "/path?q=1" {
+			continue
+		}
+		for key, want := range map[string]any{
+			"revision": "sort-1", "namespace": namespace, "host": "sort.example.com", "method": "GET", "status": 200.,
+			"listener": "external", "userAgent": `a "quoted" one`, "upstream": "127.101.0.1:8012", "attempts": 1.,
+		} {
+			if got[key] != want {
+				t.Errorf("%s is %v, want %v", key, got[key], want)
+			}
+		}
+		for _, key := range []string{"time", "duration", "upstreamTime", "requestId"} {
+			if got[key] == nil {
+				t.Errorf("no %s in %s", key, line)
+			}
+		}
+		return
+	}
+	t.Errorf("the request is not in the log:\n%s", e.out)
 }
 
 func TestEnvoyFailsOver(t *testing.T) {

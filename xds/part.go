@@ -49,7 +49,7 @@ type form struct {
 
 // newForm builds ing's messages. It finds what Envoy would refuse, such as a
 // header name with a space, while it is still known whose it is.
-func newForm(ing translate.Ingress, httpsPort uint32, secrets []snapshot.Resource) (*form, error) {
+func newForm(ing translate.Ingress, httpsPort uint32, secure []*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
 	f := &form{ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets}
 	for door, vhosts := range map[translate.Door][]translate.VirtualHost{
 		translate.External: ing.External,
@@ -65,7 +65,7 @@ func newForm(ing translate.Ingress, httpsPort uint32, secrets []snapshot.Resourc
 		}
 	}
 	for _, c := range ing.Certificates {
-		f.chains = append(f.chains, build.Chain(c))
+		f.chains = append(f.chains, build.Chain(c, secure))
 	}
 	return f, nil
 }

@@ -24,8 +24,10 @@ import (
 type table struct {
 	gateway translate.Gateway
 	envoy   config.Envoy
-	// fixed are the listeners that no KIngress changes.
-	fixed snapshot.Set
+	// fixed are the listeners that no KIngress changes, secure what is behind the
+	// other one.
+	fixed  snapshot.Set
+	secure []*listenerv3.Filter
 
 	parts map[types.NamespacedName]*part
 	// backends and certificates are what parts name, and nothing else.
@@ -78,6 +80,7 @@ func newTable(cfg config.Gateway) (*table, error) {
 			TLS:             cfg.Envoy.HTTPSAddress != "",
 		},
 		fixed:        snapshot.Set{},
+		secure:       build.Filters(translate.Secure, cfg.Envoy.AccessLog),
 		parts:        map[types.NamespacedName]*part{},
 		backends:     map[types.NamespacedName]known{},
 		certificates: map[types.NamespacedName]certificate{},
@@ -88,7 +91,7 @@ func newTable(cfg config.Gateway) (*table, error) {
 		stale:        true, // even without KIngresses there are routes
 	}
 	for door, address := range map[translate.Door]string{translate.External: cfg.Envoy.HTTPAddress, translate.Internal: cfg.Envoy.InternalAddress} {
-		l, err := build.Listener(door, address)
+		l, err := build.Listener(door, address, build.Filters(door, cfg.Envoy.AccessLog))
 		if err != nil {
 			return nil, err
 		}
@@ -99,7 +102,7 @@ func newTable(cfg config.Gateway) (*table, error) {
 		t.fixed[r.Name] = r
 	}
 	if t.gateway.TLS {
-		_, err := build.SecureListener(cfg.Envoy.HTTPSAddress, nil)
+		_, err := build.SecureListener(cfg.Envoy.HTTPSAddress, t.secure, nil)
 		return t, err
 	}
 	return t, nil
@@ -300,7 +303,7 @@ func (t *table) translate(ing *v1alpha1.Ingress) (*form, *translate.Refusal) {
 	for _, c := range good.Certificates {
 		secrets = append(secrets, t.certificates[c.Secret].resource)
 	}
-	f, err := newForm(good, uint32(t.envoy.HTTPSPort), secrets)
+	f, err := newForm(good, uint32(t.envoy.HTTPSPort), t.secure, secrets)
 	if err != nil {
 		return nil, &translate.Refusal{Reason: translate.ReasonInvalid, Message: err.Error()}
 	}
@@ -387,7 +390,7 @@ func (t *table) setListeners(parts []*part) error {
 			t.secrets[r.Name] = r
 		}
 	}
-	l, err := build.SecureListener(t.envoy.HTTPSAddress, chains)
+	l, err := build.SecureListener(t.envoy.HTTPSAddress, t.secure, chains)
 	if err != nil {
 		return err
 	}

@@ -11,8 +11,6 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
-	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
@@ -57,11 +55,15 @@ func bootstrap(cfg config.Gateway) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	connections, err := anypb.New(&connectionsv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: maxConnections})
+	control, err := controlPlane(cfg.XDSSocket)
 	if err != nil {
 		return nil, err
 	}
-	control, err := controlPlane(cfg.XDSSocket)
+	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{control}}
+	if err := addStats(static, cfg.Envoy, admin); err != nil {
+		return nil, err
+	}
+	overload, err := overload(cfg.Envoy.Heap.Value())
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +90,8 @@ func bootstrap(cfg config.Gateway) (*bootstrapv3.Bootstrap, error) {
 				}},
 			},
 		},
-		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{control}},
-		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
-			Name:       "envoy.resource_monitors.global_downstream_max_connections",
-			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: connections},
-		}}},
+		StaticResources: static,
+		OverloadManager: overload,
 	}, nil
 }
 

@@ -48,6 +48,24 @@ func TestRender(t *testing.T) {
 	}
 }
 
+func TestRenderStats(t *testing.T) {
+	cfg := config.DefaultGateway()
+	cfg.Envoy.StatsAddress = "0.0.0.0:9902"
+	text, err := Render(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"portValue: 9902", "path: /stats/prometheus", "path: /ready"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("bootstrap lacks %q:\n%s", want, text)
+		}
+	}
+	cfg.Envoy.StatsAddress = "0.0.0.0"
+	if _, err := Render(cfg); err == nil {
+		t.Error("an address without a port was taken")
+	}
+}
+
 func TestRenderRefusesAddresses(t *testing.T) {
 	cfg := config.DefaultGateway()
 	cfg.Envoy.AdminAddress = "127.0.0.1:99999"

@@ -91,7 +91,7 @@ func TestVirtualHost(t *testing.T) {
 }
 
 func TestListener(t *testing.T) {
-	l, err := Listener(translate.Internal, "127.0.0.1:8081")
+	l, err := Listener(translate.Internal, "127.0.0.1:8081", Filters(translate.Internal, true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestListener(t *testing.T) {
 		t.Error(err)
 	}
 	for _, bad := range []string{"127.0.0.1", "127.0.0.1:70000", "127.0.0.1:http"} {
-		if _, err := Listener(translate.Internal, bad); err == nil || !strings.HasPrefix(err.Error(), "build listener internal: parse address") {
+		if _, err := Listener(translate.Internal, bad, nil); err == nil || !strings.HasPrefix(err.Error(), "build listener internal: parse address") {
 			t.Errorf("%s: error is %v", bad, err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -25,9 +26,9 @@ import (
 )
 
 // Listener returns the listener of a door on address (host:port). It is named
-// after the door, as its routes are, and depends on nothing else, so that no
+// after the door, as its routes are, and depends on settings alone, so that no
 // change of a KIngress drains it.
-func Listener(door translate.Door, address string) (*listenerv3.Listener, error) {
+func Listener(door translate.Door, address string, filters []*listenerv3.Filter) (*listenerv3.Listener, error) {
 	addr, err := TCP(address)
 	if err != nil {
 		return nil, fmt.Errorf("build listener %s: %w", door, err)
@@ -36,15 +37,15 @@ func Listener(door translate.Door, address string) (*listenerv3.Listener, error)
 		Name:                          string(door),
 		Address:                       addr,
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
-		FilterChains:                  []*listenerv3.FilterChain{{Filters: filters(door)}},
+		FilterChains:                  []*listenerv3.FilterChain{{Filters: filters}},
 	}, nil
 }
 
 // SecureListener returns the listener for TLS on address, with the given filter
 // chains. Envoy changes filter chains in place: one that comes or goes drains no
 // connection of another, and a Secret that is renewed changes none.
-func SecureListener(address string, chains []*listenerv3.FilterChain) (*listenerv3.Listener, error) {
-	out, err := Listener(translate.Secure, address)
+func SecureListener(address string, filters []*listenerv3.Filter, chains []*listenerv3.FilterChain) (*listenerv3.Listener, error) {
+	out, err := Listener(translate.Secure, address, filters)
 	if err != nil {
 		return nil, err
 	}
@@ -64,12 +65,12 @@ func SecureListener(address string, chains []*listenerv3.FilterChain) (*listener
 const nobody = "nobody.invalid"
 
 // Chain returns the filter chain of a certificate.
-func Chain(c translate.Certificate) *listenerv3.FilterChain {
+func Chain(c translate.Certificate, filters []*listenerv3.Filter) *listenerv3.FilterChain {
 	sum := sha256.Sum256([]byte(strings.Join(c.Hosts, " ")))
 	return &listenerv3.FilterChain{
 		Name:             SecretName(c.Secret) + "/" + hex.EncodeToString(sum[:4]),
 		FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: c.Hosts},
-		Filters:          filters(translate.Secure),
+		Filters:          filters,
 		TransportSocket: &corev3.TransportSocket{
 			Name: wellknown.TransportSocketTLS,
 			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(&tlsv3.DownstreamTlsContext{
@@ -102,10 +103,16 @@ func Secret(key types.NamespacedName, certificate, private []byte) *tlsv3.Secret
 	}
 }
 
-func filters(door translate.Door) []*listenerv3.Filter {
+// Filters returns what a door's listener does with connections. It may be shared
+// by filter chains.
+func Filters(door translate.Door, accessLog bool) []*listenerv3.Filter {
+	manager := connectionManager(string(door))
+	if accessLog {
+		manager.AccessLog = []*accesslogv3.AccessLog{stdout(string(door))}
+	}
 	return []*listenerv3.Filter{{
 		Name:       wellknown.HTTPConnectionManager,
-		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(connectionManager(string(door)))},
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(manager)},
 	}}
 }
 
@@ -140,7 +147,13 @@ func connectionManager(name string) *hcmv3.HttpConnectionManager {
 		},
 		// Time is the revision's matter; a quiet stream may go on. Only a client
 		// that doesn't finish its headers is cut off.
-		StreamIdleTimeout:     durationpb.New(0),
+		StreamIdleTimeout: durationpb.New(0),
+		// What one request may have in headers. Both are refused with 431.
+		MaxRequestHeadersKb: wrapperspb.UInt32(64),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			MaxHeadersCount: wrapperspb.UInt32(200),
+			IdleTimeout:     durationpb.New(time.Hour),
+		},
 		RequestHeadersTimeout: durationpb.New(10 * time.Second),
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			AllowConnect:                true, // websockets over HTTP/2
