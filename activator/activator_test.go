@@ -135,7 +135,7 @@ func TestRequestReachesTheFunctionWithoutKnativesHeaders(t *testing.T) {
 	b.Add(sortKey, "pod", 0, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{
 			knativeactivator.RevisionHeaderNamespace, knativeactivator.RevisionHeaderName,
-			netheader.ProxyKey, netheader.RouteTagKey, netheader.DefaultRouteKey, netheader.HashKey,
+			netheader.RouteTagKey, netheader.DefaultRouteKey, netheader.HashKey,
 		} {
 			if v := r.Header.Get(name); v != "" {
 				t.Errorf("the function sees %s: %s", name, v)
@@ -165,6 +165,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown revision is named", []string{knativeactivator.RevisionHeaderName, "gone"}, http.StatusNotFound, "revision default/gone does not exist"},
 		{"probe without hash", []string{netheader.ProbeKey, "probe"}, http.StatusBadRequest, "K-Network-Hash"},
 		{"unknown probe", []string{netheader.ProbeKey, "what"}, http.StatusBadRequest, "K-Network-Probe must be probe"},
+		{"probe for a pod", []string{netheader.ProbeKey, "queue"}, http.StatusServiceUnavailable, "no pod of revision default/sort-00001 is ready here"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -189,6 +190,14 @@ func TestProbeEchoesTheHashAndStartsNothing(t *testing.T) {
 	case r := <-b.starts:
 		t.Errorf("the probe started %s", r)
 	default:
+	}
+}
+
+func TestProbeForAPod(t *testing.T) {
+	b := start(t)
+	b.Add(sortKey, "pod", 0, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the probe reached the function") }))
+	if status, body, _ := do(t, b.request(t, netheader.ProbeKey, "queue")); status != http.StatusOK || body != "queue" {
+		t.Errorf("got %d %q, want 200 queue", status, body)
 	}
 }
 

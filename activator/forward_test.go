@@ -35,8 +35,8 @@ func deadAddress(t *testing.T) string { return freeAddr(t) }
 
 func TestRequestGoesToTheNodeThatHasAPod(t *testing.T) {
 	first, second := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(netheader.ProxyKey) != "" {
-			t.Error("the function sees that a node has sent the request")
+		if r.Header.Get(netheader.ProxyKey) != "activator" {
+			t.Error("the pod is not told that a node has sent the request")
 		}
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s %s %s %s", r.Host, r.URL.RequestURI(), r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Own"), body)

@@ -3,6 +3,7 @@ package activator
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 // ServeHTTP is the request's route through the node: probe, identity, revision,
 // count, slot, function.
 func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if answerProbe(w, r) {
+	if a.answerProbe(w, r) {
 		return
 	}
 	key := identity(r)
@@ -199,20 +200,26 @@ func identity(r *http.Request) types.NamespacedName {
 }
 
 // hideIdentity removes what is between the gateway and the node, which no
-// function may see.
+// function may see. That a node has sent the request on is for the pod's own
+// queue-proxy to know, and to hide.
 func hideIdentity(r *http.Request) {
 	r.Header.Del(activator.RevisionHeaderNamespace)
 	r.Header.Del(activator.RevisionHeaderName)
 	r.Header.Del(netheader.HashKey)
-	r.Header.Del(netheader.ProxyKey)
 	r.Header.Del(netheader.PassthroughLoadbalancingKey)
 	r.Header.Del(netheader.RouteTagKey)
 	r.Header.Del(netheader.DefaultRouteKey)
 }
 
+// queueProbe is what a probe says that asks for a ready pod, and the body of the
+// answer to it: the name of Knative's queue-proxy (queue.Name in serving
+// pkg/queue).
+const queueProbe = "queue"
+
 // answerProbe answers the probes that Knative's networking sends through the
-// data plane. They reach no function and count nowhere.
-func answerProbe(w http.ResponseWriter, r *http.Request) bool {
+// data plane, and those that ask whether a pod of the revision is ready here.
+// They reach no function and count nowhere.
+func (a *Activator) answerProbe(w http.ResponseWriter, r *http.Request) bool {
 	switch netheader.GetKnativeProbeValue(r) {
 	case "":
 		return false
@@ -224,8 +231,15 @@ func answerProbe(w http.ResponseWriter, r *http.Request) bool {
 		}
 		w.Header().Set(netheader.HashKey, hash)
 		w.WriteHeader(http.StatusOK)
+	case queueProbe:
+		key := identity(r)
+		if e, ok := a.lookUp(key); !ok || e.slots.occupancy().targets == 0 {
+			http.Error(w, "no pod of revision "+key.String()+" is ready here", http.StatusServiceUnavailable)
+			return true
+		}
+		_, _ = io.WriteString(w, queueProbe) // to a prober that may have gone
 	default:
-		http.Error(w, netheader.ProbeKey+" must be "+netheader.ProbeValue, http.StatusBadRequest)
+		http.Error(w, netheader.ProbeKey+" must be "+netheader.ProbeValue+" or "+queueProbe, http.StatusBadRequest)
 	}
 	return true
 }

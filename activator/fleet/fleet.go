@@ -247,8 +247,8 @@ func (f *Fleet) podChanged(was, is any) {
 	if after == nil {
 		return
 	}
-	if takesRequests(after) && (before == nil || !takesRequests(before)) && f.isElsewhere(after) {
-		f.cfg.Started(after)
+	if before == nil || !takesRequests(before) {
+		f.lookStarted(after)
 	}
 	f.lookRefused(revisionOf(after))
 }
@@ -275,6 +275,9 @@ func (f *Fleet) nodeChanged(was, is any) {
 	if before != nil && after != nil && before.ip == after.ip && before.ready == after.ready && before.cordoned == after.cordoned {
 		return
 	}
+	if before == nil {
+		f.lookAtPodsOf(after.Name)
+	}
 	for _, key := range f.pods.GetIndexer().ListIndexFuncValues(byRevision) {
 		namespace, name, err := cache.SplitMetaNamespaceKey(key)
 		if err == nil {
@@ -286,14 +289,31 @@ func (f *Fleet) nodeChanged(was, is any) {
 	}
 }
 
+// lookAtPodsOf tells of the pods of a node that has come: until then they were
+// nobody's.
+func (f *Fleet) lookAtPodsOf(node string) {
+	for _, obj := range f.pods.GetStore().List() {
+		if pod := obj.(*corev1.Pod); pod.Spec.NodeName == node {
+			f.lookStarted(pod)
+		}
+	}
+}
+
+func (f *Fleet) lookStarted(pod *corev1.Pod) {
+	if _, ok := f.elsewhere(pod); ok && takesRequests(pod) {
+		f.cfg.Started(pod)
+	}
+}
+
 func (f *Fleet) lookElsewhere(revision types.NamespacedName) {
 	at := map[string]int{}
 	unbounded := map[string]bool{}
 	for _, pod := range f.podsOf(revision) {
-		if !takesRequests(pod) || !f.isElsewhere(pod) {
+		n, ok := f.elsewhere(pod)
+		if !ok || !takesRequests(pod) {
 			continue
 		}
-		address := f.at(pod.Status.PodIP)
+		address := f.at(n.ip)
 		concurrency := containerConcurrency(pod)
 		unbounded[address] = unbounded[address] || concurrency == 0
 		at[address] += concurrency
@@ -306,14 +326,20 @@ func (f *Fleet) lookElsewhere(revision types.NamespacedName) {
 	f.cfg.Elsewhere(revision, at)
 }
 
-// isElsewhere is whether the pod is on another wasm node. Anybody may make a pod
-// with a revision's labels; one on a wasm node runs as its node says.
-func (f *Fleet) isElsewhere(pod *corev1.Pod) bool {
-	if pod.Spec.NodeName == f.cfg.Node || pod.Status.PodIP == "" {
-		return false
+// elsewhere returns the other wasm node that runs the pod. Requests go to the
+// node, which answers for its pods at its own address, whether or not they have
+// others. Anybody may make a pod with a revision's labels; one on a wasm node runs
+// as its node says.
+func (f *Fleet) elsewhere(pod *corev1.Pod) (*node, bool) {
+	if pod.Spec.NodeName == f.cfg.Node {
+		return nil, false
 	}
-	_, ok, err := f.nodes.GetStore().GetByKey(pod.Spec.NodeName)
-	return err == nil && ok
+	obj, ok, err := f.nodes.GetStore().GetByKey(pod.Spec.NodeName)
+	if err != nil || !ok {
+		return nil, false
+	}
+	n := obj.(*node)
+	return n, n.ip != ""
 }
 
 func (f *Fleet) lookRefused(r Revision) {

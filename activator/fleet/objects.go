@@ -121,8 +121,7 @@ func trimPod(obj any) (any, error) {
 			CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
 			Labels: pod.Labels, Annotations: pod.Annotations,
 		},
-		Spec:   pod.Spec,
-		Status: corev1.PodStatus{PodIP: pod.Status.PodIP},
+		Spec: pod.Spec,
 	}
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady || c.Type == corev1.PodScheduled {
