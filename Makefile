@@ -8,8 +8,8 @@ PLATFORM := build/platform
 # one package at a time, and share one.
 E2E := ./test/platform ./test/e2e/...
 
-# This needs network namespaces as well, which not every user may make.
-CONFORMANCE := ./test/conformance
+# These need a network namespace as well, which not every user may make.
+CONFORMANCE := ./test/conformance/...
 
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
@@ -75,7 +75,7 @@ e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
 # Not part of `make test`: it takes root, or a kernel that gives users namespaces.
 .PHONY: conformance
 conformance: ## Run Knative's conformance suites, in network namespaces (as root, or where users may make them)
-	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
+	$(GO) test -count=1 -p 1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
 bench: tools samples ## Run the benchmarks: those of packages, then cold against warm through Envoy
@@ -84,7 +84,7 @@ bench: tools samples ## Run the benchmarks: those of packages, then cold against
 
 .PHONY: golden
 golden: ## Rewrite the golden files of tests
-	$(GO) test ./xds/translate -update
+	$(GO) test ./xds/translate ./test/chart -update
 
 .PHONY: check
 check: ## Format, tidy, vet and lint; fails if that changes anything or finds something

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,9 +71,6 @@ type Node struct {
 	// DataDir holds pulled modules and compiled code. Compiled code is
 	// executable: the folder is made 0700.
 	DataDir string `json:"dataDir"`
-	// ImageStore is how much pulled images may take on disk before unused ones
-	// are removed, the longest unused first. Those that pods use may exceed it.
-	ImageStore resource.Quantity `json:"imageStore"`
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string `json:"insecureRegistries"`
@@ -131,24 +129,16 @@ type Capacity struct {
 	Pods   resource.Quantity `json:"pods"`
 }
 
-// Guest bounds guests.
+// Guest bounds one guest.
 type Guest struct {
-	// Memory is what all instances of a container may have together if it names
-	// no limit of its own: linear memory, tables, and what each costs the node.
+	// Memory is the most linear memory one instance may have.
 	Memory resource.Quantity `json:"memory"`
 	// ModuleSize is the largest module that is pulled.
 	ModuleSize resource.Quantity `json:"moduleSize"`
 	// OutputSize is the longest answer that the argv ABI collects.
 	OutputSize resource.Quantity `json:"outputSize"`
-	// CompiledMemory bounds the compiled modules that are kept in memory, and
-	// CompiledDisk those in DataDir. What was put out is loaded or compiled again.
-	CompiledMemory resource.Quantity `json:"compiledMemory"`
-	CompiledDisk   resource.Quantity `json:"compiledDisk"`
-	// CompileTime and CompileMemory bound the compilation of one module: CPU time,
-	// and the memory of the process that does it. As many run at once as there are
-	// cores, behind everything else.
-	CompileTime   metav1.Duration   `json:"compileTime"`
-	CompileMemory resource.Quantity `json:"compileMemory"`
+	// CompiledModules is how many compiled modules are kept in memory.
+	CompiledModules int `json:"compiledModules"`
 }
 
 // Gateway configures `wisp gateway`.
@@ -222,18 +212,6 @@ func defaultCluster() Cluster { return Cluster{QPS: 200, Burst: 400} }
 
 func defaultLog() Log { return Log{Level: "info", Format: "json"} }
 
-func defaultGuest() Guest {
-	return Guest{
-		Memory:         resource.MustParse("512Mi"),
-		ModuleSize:     resource.MustParse("100Mi"),
-		OutputSize:     resource.MustParse("16Mi"),
-		CompiledMemory: resource.MustParse("2Gi"),
-		CompiledDisk:   resource.MustParse("10Gi"),
-		CompileTime:    metav1.Duration{Duration: time.Minute},
-		CompileMemory:  resource.MustParse("2Gi"),
-	}
-}
-
 // DefaultNode returns a node's defaults.
 func DefaultNode() Node {
 	return Node{
@@ -245,10 +223,9 @@ func DefaultNode() Node {
 		Reader:             defaultCluster(),
 		Capacity:           Capacity{CPU: resource.MustParse("16"), Memory: resource.MustParse("16Gi"), Pods: resource.MustParse("1000")},
 		DataDir:            "/var/lib/wisp",
-		ImageStore:         resource.MustParse("10Gi"),
 		InsecureRegistries: []string{},
 		Autoscalers:        []string{"ws://127.0.0.1:9460"},
-		Guest:              defaultGuest(),
+		Guest:              Guest{Memory: resource.MustParse("128Mi"), ModuleSize: resource.MustParse("100Mi"), OutputSize: resource.MustParse("16Mi"), CompiledModules: 256},
 		QueueTimeout:       metav1.Duration{Duration: time.Minute},
 		QueueBytes:         resource.MustParse("256Mi"),
 		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
@@ -294,20 +271,24 @@ func DefaultAutoscaler() Autoscaler {
 }
 
 // LoadNode reads a node's settings from the YAML file at path over the
-// defaults; an empty path means the defaults alone. An unknown key is an error.
-func LoadNode(path string) (Node, error) { return load(path, DefaultNode(), Node.Validate) }
+// defaults; an empty path means the defaults alone. Each of set, like
+// "kubelet.port=10250", changes one setting after that: what a file can't know,
+// as a pod's address. An unknown key is an error.
+func LoadNode(path string, set ...string) (Node, error) {
+	return load(path, set, DefaultNode(), Node.Validate)
+}
 
 // LoadGateway is LoadNode for a gateway.
-func LoadGateway(path string) (Gateway, error) {
-	return load(path, DefaultGateway(), Gateway.Validate)
+func LoadGateway(path string, set ...string) (Gateway, error) {
+	return load(path, set, DefaultGateway(), Gateway.Validate)
 }
 
 // LoadAutoscaler is LoadNode for an autoscaler.
-func LoadAutoscaler(path string) (Autoscaler, error) {
-	return load(path, DefaultAutoscaler(), Autoscaler.Validate)
+func LoadAutoscaler(path string, set ...string) (Autoscaler, error) {
+	return load(path, set, DefaultAutoscaler(), Autoscaler.Validate)
 }
 
-func load[T any](path string, cfg T, validate func(T) error) (T, error) {
+func load[T any](path string, set []string, cfg T, validate func(T) error) (T, error) {
 	if path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -317,6 +298,11 @@ func load[T any](path string, cfg T, validate func(T) error) (T, error) {
 			return cfg, fmt.Errorf("parse settings %s: %w", path, err)
 		}
 	}
+	for _, one := range set {
+		if err := setOne(one, &cfg); err != nil {
+			return cfg, err
+		}
+	}
 	if err := validate(cfg); err != nil {
 		if path == "" {
 			path = "(defaults)"
@@ -324,6 +310,30 @@ func load[T any](path string, cfg T, validate func(T) error) (T, error) {
 		return cfg, fmt.Errorf("settings %s: %w", path, err)
 	}
 	return cfg, nil
+}
+
+// setOne changes the setting that "key.of.it=value" names.
+func setOne(text string, cfg any) error {
+	key, value, ok := strings.Cut(text, "=")
+	if !ok {
+		return fmt.Errorf("setting %q, must be KEY=VALUE", text)
+	}
+	var parsed any
+	if err := yaml.Unmarshal([]byte(value), &parsed); err != nil {
+		return fmt.Errorf("setting %s = %s: %w", key, value, err)
+	}
+	names := strings.Split(key, ".")
+	for _, name := range slices.Backward(names) {
+		parsed = map[string]any{name: parsed}
+	}
+	document, err := yaml.Marshal(parsed)
+	if err == nil {
+		err = yaml.UnmarshalStrict(document, cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("setting %s = %s: %w", key, value, err)
+	}
+	return nil
 }
 
 // Validate returns every broken rule, joined.
@@ -344,7 +354,6 @@ func (c Node) Validate() error {
 	errs.positive("capacity.memory", c.Capacity.Memory)
 	errs.positive("capacity.pods", c.Capacity.Pods)
 	errs.check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "an absolute path")
-	errs.positive("imageStore", c.ImageStore)
 	for _, r := range c.InsecureRegistries {
 		errs.check(r != "" && !strings.Contains(r, "/"), "insecureRegistries", r, "a host or host:port, without scheme or path")
 	}
@@ -353,13 +362,10 @@ func (c Node) Validate() error {
 		u, err := url.Parse(a)
 		errs.check(err == nil && u.Scheme == "ws" && u.Host != "", "autoscalers", a, "a ws://host:port URL")
 	}
-	errs.atLeast("guest.memory", c.Guest.Memory, 2<<20)
+	errs.atLeast("guest.memory", c.Guest.Memory, 64<<10)
 	errs.positive("guest.moduleSize", c.Guest.ModuleSize)
 	errs.positive("guest.outputSize", c.Guest.OutputSize)
-	errs.positive("guest.compiledMemory", c.Guest.CompiledMemory)
-	errs.positive("guest.compiledDisk", c.Guest.CompiledDisk)
-	errs.duration("guest.compileTime", c.Guest.CompileTime)
-	errs.atLeast("guest.compileMemory", c.Guest.CompileMemory, 256<<20)
+	errs.check(c.Guest.CompiledModules > 0, "guest.compiledModules", c.Guest.CompiledModules, "above 0")
 	errs.duration("queueTimeout", c.QueueTimeout)
 	errs.positive("queueBytes", c.QueueBytes)
 	errs.duration("earlyStartLease", c.EarlyStartLease)

@@ -67,7 +67,7 @@ func TestLoad(t *testing.T) {
 		{"every broken rule is named", "node", "name: ''\nautoscalers: ['http://x']", []string{"name = ", "autoscalers = http://x, must be a ws://host:port URL"}},
 		{"registry with scheme", "node", "insecureRegistries: ['http://r']", []string{"insecureRegistries = http://r, must be"}},
 		{"pod network without a size", "node", "podCIDR: 10.244.1.0", []string{"podCIDR = 10.244.1.0, must be empty or a network, as in 10.244.1.0/24"}},
-		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 2097152 bytes"}},
+		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 65536 bytes"}},
 		{"admin in the open", "gateway", "envoy: {adminAddress: '0.0.0.0:9901'}", []string{"envoy.adminAddress = 0.0.0.0:9901, must be a loopback address"}},
 		{"one listener for both", "gateway", "envoy: {internalAddress: '127.0.0.1:8080'}", []string{"envoy.internalAddress = 127.0.0.1:8080, must be another address"}},
 		{"long socket path", "gateway", "xdsSocket: /" + strings.Repeat("a", 107), []string{"must be an absolute path of at most 107 bytes"}},
@@ -99,6 +99,33 @@ func TestLoad(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestLoad_sets_single_settings_over_the_file(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.yaml")
+	if err := os.WriteFile(path, []byte("name: from-file\nkubelet: {port: 1}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := config.LoadNode(path, "name=n-1", "kubelet.port=10251", "capacity.cpu=2", "name=n-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Name != "n-2" || got.Kubelet.Port != 10251 || got.Capacity.CPU.String() != "2" {
+		t.Errorf("got name %s, kubelet.port %d, capacity.cpu %s, want n-2, 10251, 2", got.Name, got.Kubelet.Port, got.Capacity.CPU.String())
+	}
+	if want := config.DefaultNode().Capacity.Memory; !got.Capacity.Memory.Equal(want) {
+		t.Errorf("its neighbour became %s, want %s as before", got.Capacity.Memory.String(), want.String())
+	}
+	for set, want := range map[string]string{
+		"name":              `setting "name", must be KEY=VALUE`,
+		"colour=red":        `unknown field "colour"`,
+		"kubelet.port=many": "setting kubelet.port = many",
+		"address=nowhere":   "address = nowhere, must be an IP address",
+	} {
+		if _, err := config.LoadNode(path, set); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("with %s: got %v, want an error with %q", set, err, want)
+		}
 	}
 }
 

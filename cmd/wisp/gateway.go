@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -19,13 +20,18 @@ func gatewayCommand() *cobra.Command {
 			}
 			return xds.Run(ctx, cfg, log)
 		})
-	cmd.AddCommand(&cobra.Command{
+	var output string
+	bootstrapCmd := &cobra.Command{
 		Use:     "bootstrap",
 		Short:   "Print the configuration with which an Envoy of this gateway starts",
 		Example: "  wisp gateway bootstrap --config gateway.yaml > envoy.yaml && envoy -c envoy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadGateway(cmd.Flag("config").Value.String())
+			set, err := cmd.Flags().GetStringArray("set")
+			if err != nil {
+				return err
+			}
+			cfg, err := config.LoadGateway(cmd.Flag("config").Value.String(), set...)
 			if err != nil {
 				return err
 			}
@@ -33,9 +39,15 @@ func gatewayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if output != "" {
+				return os.WriteFile(output, text, 0o600)
+			}
 			_, err = cmd.OutOrStdout().Write(text)
 			return err
 		},
-	})
+	}
+	// In an image without a shell there is nothing else to redirect it.
+	bootstrapCmd.Flags().StringVarP(&output, "output", "o", "", "write to `file` instead")
+	cmd.AddCommand(bootstrapCmd)
 	return cmd
 }

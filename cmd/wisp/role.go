@@ -10,14 +10,15 @@ import (
 
 // roleCommand is a subcommand that loads a role's settings and runs it until it
 // is told to stop.
-func roleCommand[T any](role, short string, load func(path string) (T, error), run func(context.Context, T) error) *cobra.Command {
+func roleCommand[T any](role, short string, load func(path string, set ...string) (T, error), run func(context.Context, T) error) *cobra.Command {
 	var path string
+	var set []string
 	cmd := &cobra.Command{
 		Use:   role,
 		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := load(path)
+			cfg, err := load(path, set...)
 			if err != nil {
 				return err
 			}
@@ -25,6 +26,7 @@ func roleCommand[T any](role, short string, load func(path string) (T, error), r
 		},
 	}
 	cmd.PersistentFlags().StringVar(&path, "config", "", "YAML `file` with settings; what it leaves out has its default")
+	cmd.PersistentFlags().StringArrayVar(&set, "set", nil, "one more setting, as `KEY=VALUE`, over those of the file; KEY as in kubelet.port")
 	cmd.AddCommand(&cobra.Command{
 		Use:     "defaults",
 		Short:   "Print the settings with their defaults and what they mean",

@@ -3,7 +3,6 @@ package modcache
 import (
 	"encoding/binary"
 
-	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/memory"
 )
 
@@ -29,7 +28,7 @@ const (
 
 // needsOf returns what an instance of module takes, which wazero has compiled.
 func needsOf(module []byte) memory.Needs {
-	needs := memory.Needs{Fixed: instanceSize + compile.Stack}
+	needs := memory.Needs{Fixed: instanceSize}
 	for r := (reader{module[len(header):]}); len(r.rest) > 0; {
 		id, content := r.section()
 		in := reader{content}

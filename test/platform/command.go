@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Command returns one of the platform's programs (kubectl, kn, envoy, wisp) to
+// Command returns one of the platform's programs (kubectl, kn, helm, envoy, wisp) to
 // be run as the administrator. The caller runs it.
 func (p *Platform) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, p.state.Bin(program), args...)
@@ -33,6 +33,12 @@ func (p *Platform) Kn(t testing.TB, args ...string) string {
 func (p *Platform) Wisp(t testing.TB, args ...string) string {
 	t.Helper()
 	return p.run(t, "wisp", args)
+}
+
+// Helm runs helm and returns what it printed. The test fails if it does.
+func (p *Platform) Helm(t testing.TB, args ...string) string {
+	t.Helper()
+	return p.run(t, "helm", args)
 }
 
 func (p *Platform) run(t testing.TB, program string, args []string) string {

@@ -21,6 +21,9 @@ func (p *Platform) dump(t testing.TB) {
 		if err != nil {
 			t.Log(err)
 		}
+		if text == "" {
+			continue
+		}
 		lines := strings.Split(strings.TrimSpace(text), "\n")
 		t.Logf("--- the end of the log of %s\n%s", component, strings.Join(lines[max(0, len(lines)-dumpLines):], "\n"))
 	}

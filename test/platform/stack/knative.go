@@ -58,11 +58,7 @@ func (s *Stack) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours, err := cluster.ReadObjects(filepath.Join(s.cfg.Root, "charts/wisp/templates/*.yaml"))
-	if err != nil {
-		return err
-	}
-	return s.cluster.Apply(ctx, append(objects, ours...))
+	return s.cluster.Apply(ctx, append(objects, s.chart...))
 }
 
 func (s *Stack) knativeWebhook() supervise.Component {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,6 +22,7 @@ type Stack struct {
 	state   State
 	socket  string // folder of Unix sockets
 	cluster *cluster.Cluster
+	chart   []*cluster.Object // charts/wisp, but for what runs roles in a cluster
 	tokens  *cluster.Tokens
 	// approver answers the nodes' requests for serving certificates.
 	approver *cluster.Approver
@@ -39,6 +41,11 @@ func New(cfg Config, report func(supervise.Event)) (*Stack, error) {
 		return nil, err
 	}
 	if err := s.installPrograms(); err != nil {
+		return nil, err
+	}
+	var err error
+	s.chart, err = cluster.Chart(cfg.Programs.Helm, filepath.Join(cfg.Root, "charts/wisp"), wispNamespace, chartValues())
+	if err != nil {
 		return nil, err
 	}
 	credentials, err := s.issue()
@@ -132,6 +139,7 @@ func (s *Stack) installPrograms() error {
 	errs := []error{
 		s.state.link("kubectl", s.cfg.Programs.Kubectl),
 		s.state.link("kn", s.cfg.Programs.Kn),
+		s.state.link("helm", s.cfg.Programs.Helm),
 		s.state.link("envoy", s.cfg.Programs.Envoy),
 		s.state.copy("platform", s.cfg.Platform),
 	}

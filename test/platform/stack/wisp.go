@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/platform/cluster"
 	"github.com/wisp-serving/wisp/test/platform/ports"
 	"github.com/wisp-serving/wisp/test/platform/supervise"
 )
@@ -53,18 +54,42 @@ func (s *Stack) wisp() ([]supervise.Component, error) {
 		components = append(components, s.role(component, role, health))
 		return nil
 	}
-	g, a := s.gatewayConfig(), s.autoscalerConfig()
+	// What the chart's ConfigMaps say is what ships; the rest is where this
+	// platform's processes are.
+	n, g, a := config.DefaultNode(), config.DefaultGateway(), config.DefaultAutoscaler()
+	err = errors.Join(
+		cluster.ReadSettings(s.chart, "wisp-node", "node.yaml", &n),
+		cluster.ReadSettings(s.chart, "wisp-gateway", "gateway.yaml", &g),
+		cluster.ReadSettings(s.chart, "wisp-autoscaler", "autoscaler.yaml", &a),
+	)
+	if err != nil {
+		return nil, err
+	}
+	s.placeGateway(&g)
+	s.placeAutoscaler(&a)
 	err = errors.Join(add(autoscaler, "autoscaler", a.HealthAddress, a), add(gateway, "gateway", g.HealthAddress, g))
 	components = append(components, s.envoy())
 	for i, address := range s.cfg.NodeAddresses {
-		n := s.nodeConfig(i, address)
-		err = errors.Join(err, add(nodeComponent(i), "node", n.HealthAddress, n))
+		c := n
+		s.placeNode(&c, i, address)
+		err = errors.Join(err, add(nodeComponent(i), "node", c.HealthAddress, c))
 	}
 	return components, err
 }
 
-func (s *Stack) nodeConfig(i int, address string) config.Node {
-	c := config.DefaultNode()
+// chartValues are those of the platform, where processes are the workloads.
+func chartValues() map[string]any {
+	capacity := config.DefaultNode().Capacity
+	return map[string]any{
+		"workloads": false,
+		"knative":   map[string]any{"mode": "default", "namespace": cluster.KnativeNamespace},
+		"node": map[string]any{"capacity": map[string]any{
+			"cpu": capacity.CPU.String(), "memory": capacity.Memory.String(), "pods": capacity.Pods.String(),
+		}},
+	}
+}
+
+func (s *Stack) placeNode(c *config.Node, i int, address string) {
 	c.Log.Format = "console"
 	c.Name = NodeName(i)
 	c.Address = address
@@ -76,13 +101,11 @@ func (s *Stack) nodeConfig(i int, address string) config.Node {
 	c.DrainTimeout = metav1.Duration{Duration: nodeDrain}
 	c.Kubelet.ClientCA = filepath.Join(s.state.pki(), "ca.crt")
 	if change := s.cfg.Settings.Node; change != nil {
-		change(&c)
+		change(c)
 	}
-	return c
 }
 
-func (s *Stack) gatewayConfig() config.Gateway {
-	c := config.DefaultGateway()
+func (s *Stack) placeGateway(c *config.Gateway) {
 	c.Log.Format = "console"
 	c.Cluster.Kubeconfig = s.accountKubeconfig(gatewayAccount)
 	c.HealthAddress = s.local(s.cfg.Ports.GatewayHealth)
@@ -93,21 +116,18 @@ func (s *Stack) gatewayConfig() config.Gateway {
 	c.Envoy.InternalAddress = s.local(s.cfg.Ports.GatewayInternal)
 	c.Envoy.AdminAddress = s.local(s.cfg.Ports.EnvoyAdmin)
 	if change := s.cfg.Settings.Gateway; change != nil {
-		change(&c)
+		change(c)
 	}
-	return c
 }
 
-func (s *Stack) autoscalerConfig() config.Autoscaler {
-	c := config.DefaultAutoscaler()
+func (s *Stack) placeAutoscaler(c *config.Autoscaler) {
 	c.Log.Format = "console"
 	c.Cluster.Kubeconfig = s.accountKubeconfig(autoscalerAccount)
 	c.HealthAddress = s.local(s.cfg.Ports.AutoscalerHealth)
 	c.StatAddress = s.local(s.cfg.Ports.AutoscalerStats)
 	if change := s.cfg.Settings.Autoscaler; change != nil {
-		change(&c)
+		change(c)
 	}
-	return c
 }
 
 // role returns one of Wisp's roles. They come after Knative's webhook, which

@@ -20,7 +20,7 @@ type module struct {
 	patches []patch
 }
 
-type modules struct{ kubernetes, knative, kn *module }
+type modules struct{ kubernetes, knative, kn, helm *module }
 
 func (b *Builder) modules() (modules, error) {
 	var m modules
@@ -31,7 +31,10 @@ func (b *Builder) modules() (modules, error) {
 	if m.knative, err = b.module("knative", "", nil, listenOnLoopback); err != nil {
 		return m, err
 	}
-	m.kn, err = b.module("kn", "knative.dev/client", knFlags, nil)
+	if m.kn, err = b.module("kn", "knative.dev/client", knFlags, nil); err != nil {
+		return m, err
+	}
+	m.helm, err = b.module("helm", "helm.sh/helm/v3", helmFlags, nil)
 	return m, err
 }
 
@@ -45,6 +48,10 @@ func kubernetesFlags(version string) string {
 
 func knFlags(version string) string {
 	return "-X knative.dev/client/pkg/kn/commands/version.Version=" + version
+}
+
+func helmFlags(version string) string {
+	return "-X helm.sh/helm/v3/internal/version.version=" + version
 }
 
 // module reads one module of tools. What the linker is told follows from the

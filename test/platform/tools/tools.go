@@ -32,7 +32,7 @@ type Builder struct {
 // Programs are the paths of what a platform runs and offers.
 type Programs struct {
 	Etcd, APIServer, ControllerManager, Scheduler, Kubectl string
-	KnativeController, KnativeWebhook, Kn                  string
+	KnativeController, KnativeWebhook, Kn, Helm            string
 	Envoy                                                  string
 	// Manifests is a folder with the config folders of Knative's modules
 	// serving, networking and caching.
@@ -72,6 +72,7 @@ func (b *Builder) Build(ctx context.Context) (Programs, error) {
 		KnativeController: mods.knative.file("controller"),
 		KnativeWebhook:    mods.knative.file("webhook"),
 		Kn:                mods.kn.file("kn"),
+		Helm:              mods.helm.file("helm"),
 		Envoy:             envoy.path(b.Cache),
 		Manifests:         mods.knative.file("manifests"),
 	}
@@ -87,6 +88,7 @@ func (b *Builder) Build(ctx context.Context) (Programs, error) {
 		mods.knative.step("webhook", "knative.dev/serving/cmd/webhook"),
 		mods.knative.step("controller", "knative.dev/serving/cmd/controller"),
 		mods.kn.step("kn", "knative.dev/client/cmd/kn"),
+		mods.helm.step("helm", "helm.sh/helm/v3/cmd/helm"),
 	}
 	return p, b.makeMissing(ctx, steps)
 }

@@ -1,0 +1,105 @@
+{{/* The one image. */}}
+{{- define "wisp.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* Labels of everything of a role: (dict "root" $ "role" "node"). */}}
+{{- define "wisp.labels" -}}
+{{ include "wisp.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end }}
+
+{{/* Labels that pods are selected by. */}}
+{{- define "wisp.selector" -}}
+app.kubernetes.io/name: wisp
+app.kubernetes.io/component: {{ .role }}
+{{- end }}
+
+{{/* What the Pod Security Standard "restricted" asks of a pod. */}}
+{{- define "wisp.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* The same of a container. */}}
+{{- define "wisp.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Probes of a role that serves its health at a port named health. */}}
+{{- define "wisp.probes" -}}
+startupProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 10
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 2
+  timeoutSeconds: 5
+{{- end }}
+
+{{/* Where a role's pods go: its nodeSelector, tolerations and affinity. */}}
+{{- define "wisp.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The settings of a role, as its file. */}}
+{{- define "wisp.nodeSettings" -}}
+{{- $own := dict
+  "healthAddress" "0.0.0.0:9440"
+  "autoscalers" (list (printf "ws://wisp-autoscaler.%s.svc:9460" .Release.Namespace))
+  "capacity" .Values.node.capacity -}}
+{{- if include "wisp.kubeletClientCA" . -}}
+{{- $_ := set $own "kubelet" (dict "clientCA" "/etc/wisp/kubelet-client-ca.crt") -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $own (deepCopy .Values.node.settings)) -}}
+{{- end }}
+
+{{- define "wisp.gatewaySettings" -}}
+{{- $own := dict
+  "healthAddress" "0.0.0.0:9450"
+  "envoy" (dict "httpAddress" "0.0.0.0:8080" "httpsAddress" "0.0.0.0:8443" "internalAddress" "0.0.0.0:8081")
+  "externalDomain" (printf "wisp-gateway.%s.svc.cluster.local" .Release.Namespace)
+  "internalDomain" (printf "wisp-gateway-internal.%s.svc.cluster.local" .Release.Namespace) -}}
+{{- toYaml (mergeOverwrite $own (deepCopy .Values.gateway.settings)) -}}
+{{- end }}
+
+{{- define "wisp.autoscalerSettings" -}}
+{{- $own := dict
+  "healthAddress" "0.0.0.0:9461"
+  "statAddress" "0.0.0.0:9460"
+  "systemNamespace" .Values.knative.namespace
+  "leaseNamespace" .Release.Namespace -}}
+{{- toYaml (mergeOverwrite $own (deepCopy .Values.autoscaler.settings)) -}}
+{{- end }}
+
+{{/* The authority behind the API server's client certificate. */}}
+{{- define "wisp.kubeletClientCA" -}}
+{{- if .Values.node.kubeletClientCA -}}
+{{- .Values.node.kubeletClientCA -}}
+{{- else -}}
+{{- $cm := lookup "v1" "ConfigMap" "kube-system" "extension-apiserver-authentication" -}}
+{{- dig "data" "client-ca-file" "" (default (dict) $cm) -}}
+{{- end -}}
+{{- end }}
