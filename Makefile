@@ -40,6 +40,10 @@ tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kube
 samples: $(PLATFORM) ## Compile the samples into build/
 	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" build/sort.wasm
 
+.PHONY: workloads
+workloads: $(PLATFORM)
+	@module=$$($(PLATFORM) guest test/guests/workloads/workloads.c) && cp "$$module" build/workloads.wasm
+
 .PHONY: up
 up: samples ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
 	@$(PLATFORM) up $(UP)
@@ -78,8 +82,8 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 	$(GO) test -count=1 -p 1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
-bench: tools samples ## Run the benchmarks: those of packages, then cold against warm through Envoy
-	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
+bench: tools samples workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
+	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
 
 .PHONY: golden

@@ -193,8 +193,7 @@ func (m *module) section(id byte, s *reader, o Options) error {
 	case sectionMemory:
 		m.readMemory(s)
 	case sectionTag:
-		m.tagCount = s.count()
-		m.tagData = s.take(uint32(len(s.buf) - s.pos))
+		m.readTags(s)
 	case sectionGlobal:
 		return m.readGlobals(s)
 	case sectionExport:
@@ -393,6 +392,16 @@ func (m *module) readMemory(s *reader) {
 	default:
 		s.fail(0, "%d memories", n)
 	}
+}
+
+func (m *module) readTags(s *reader) {
+	m.tagCount = s.count()
+	start := s.pos
+	for range m.tagCount {
+		s.byte() // its attribute
+		m.typeIndex(s)
+	}
+	m.tagData = s.buf[min(start, s.pos):s.pos]
 }
 
 func (m *module) readGlobals(s *reader) error {

@@ -102,6 +102,12 @@ var puppet = sync.OnceValues(func() ([]byte, error) { return build("puppet") })
 // Puppet returns the module of test/guests/puppet, compiled once per process.
 func Puppet() ([]byte, error) { return puppet() }
 
+var documents = sync.OnceValues(func() ([]byte, error) { return build("documents") })
+
+// Documents returns the module of test/guests/documents, compiled once per
+// process.
+func Documents() ([]byte, error) { return documents() }
+
 // build compiles a guest with the Go that runs the test.
 func build(name string) (module []byte, err error) {
 	_, here, _, _ := goruntime.Caller(0)
