@@ -15,6 +15,9 @@ const (
 	ABICommand = "command"
 	// ABIArgv has requests that are argument lists.
 	ABIArgv = "argv"
+	// ABIServer has requests that the guest takes from a socket itself: it runs
+	// once, and long.
+	ABIServer = "server"
 )
 
 // ErrClosed ends calls whose pod is going away.

@@ -112,6 +112,9 @@ func NewCommand(cfg CommandConfig) (*Command, error) {
 	return c, nil
 }
 
+// Mounts returns how many directories a guest sees.
+func (c *Command) Mounts() int { return len(c.mounts) }
+
 // setenv appends entry to env, which begins with c.env, or puts it in the place
 // of the variable of that name in there.
 func (c *Command) setenv(env []string, entry string) []string {

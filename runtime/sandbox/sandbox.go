@@ -2,8 +2,8 @@
 // runs, with what settings, and the instances that run now.
 //
 // A Sandbox is an http.Handler that answers each request with a fresh instance
-// (the ABIs argv and so on), or a command that Run runs to its end. It isn't the
-// container's life: restarts, probes and status are its caller's. It owns no
+// (the ABI argv), a server that Run runs and to which requests are sent on, or a
+// command that Run runs to its end. It isn't the container's life: restarts, probes and status are its caller's. It owns no
 // goroutine while nothing is logged; while guests write, one carries their lines
 // to the log, so that a slow log doesn't slow an answer.
 package sandbox
@@ -16,10 +16,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 
 	"go.uber.org/zap"
 
+	"github.com/wisp-serving/wisp/runtime/api"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
@@ -40,9 +43,14 @@ type Spec struct {
 	Env []string
 	// Mounts are directories that the guest sees beside its root.
 	Mounts []wasi.Mount
-	// ABI says how a request reaches the guest: argv, or command, which is also
-	// what none means, if no request does.
+	// ABI says how a request reaches the guest: argv, server, or command, which
+	// is also what none means, if no request does.
 	ABI string
+	// Ports are those on which a server may listen; requests go to the first.
+	// None means the one that Env's PORT names, or 8080. H2C says that requests
+	// are HTTP/2 there.
+	Ports []int
+	H2C   bool
 	// Memory bounds what all its instances hold together, in bytes; 0 is
 	// Deps.Memory.
 	Memory int64
@@ -87,6 +95,8 @@ type Sandbox struct {
 	command *guest.Command
 	handler http.Handler
 	lines   *lineQueue
+	ports   *ports        // of a server, else nil
+	server  *guest.Server // likewise
 
 	// stopping ends what runs when Close has waited long enough.
 	stopping context.Context
@@ -120,10 +130,10 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		CPURequest: spec.CPURequest,
 		CPULimit:   spec.CPULimit,
 	})
-	var err error
-	if s.handler, err = guest.NewHandler(spec.ABI, s.run, deps.Limits); err != nil {
+	if err := s.chooseHandler(); err != nil {
 		return nil, s.named(err)
 	}
+	var err error
 	s.command, err = guest.NewCommand(guest.CommandConfig{
 		Mounts: mounts(spec),
 		Group:  s.group,
@@ -157,11 +167,59 @@ func mounts(spec Spec) []wasi.Mount {
 	return append([]wasi.Mount{{Path: "/", FS: wasi.EmptyFS(), ReadOnly: true}}, spec.Mounts...)
 }
 
+// chooseHandler makes what the ABI needs.
+func (s *Sandbox) chooseHandler() (err error) {
+	if s.spec.ABI != guest.ABIServer {
+		s.handler, err = guest.NewHandler(s.spec.ABI, s.run, s.deps.Limits)
+		return err
+	}
+	numbers := s.spec.Ports
+	if len(numbers) == 0 {
+		port, err := portOf(s.spec.Env)
+		if err != nil {
+			return api.Unusable(err)
+		}
+		numbers = []int{port}
+	}
+	s.ports = newPorts(numbers, s.closing)
+	s.server = guest.NewServer(guest.ServerConfig{Dial: s.ports.dialPatiently, H2C: s.spec.H2C, Log: s.deps.Log.With("container", s.spec.ID)})
+	s.handler = http.HandlerFunc(s.forward)
+	return nil
+}
+
+// portOf returns the port that a container's environment names.
+func portOf(env []string) (int, error) {
+	const usual = 8080
+	port := usual
+	for _, entry := range env {
+		if value, ok := strings.CutPrefix(entry, "PORT="); ok {
+			n, err := strconv.ParseUint(value, 10, 16)
+			if err != nil || n == 0 {
+				return 0, fmt.Errorf("env PORT = %q, must be a port", value)
+			}
+			port = int(n)
+		}
+	}
+	return port, nil
+}
+
+// forward sends a request on to the server. It counts as running until it is
+// answered whole: its guest can't be stopped without cutting it off.
+func (s *Sandbox) forward(w http.ResponseWriter, r *http.Request) {
+	if !s.begin() {
+		http.Error(w, guest.ErrClosed.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer s.end()
+	s.server.ServeHTTP(w, r)
+}
+
 func (s *Sandbox) named(err error) error { return fmt.Errorf("start %s: %w", s.spec.ID, err) }
 
-// ServeHTTP answers one request with a fresh instance. The request's context
-// bounds the guest: at its deadline the answer is 504. After Close the answer is
-// 503. A command answers 404.
+// ServeHTTP answers one request: with a fresh instance, which the request's
+// context bounds: at its deadline the answer is 504; or by way of the server, for
+// which it waits until it listens. After Close the answer is 503. A command
+// answers 404.
 func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
 // errRunning is the answer to a Run while another one runs.
@@ -174,7 +232,7 @@ var errRunning = errors.New("it runs already")
 //
 // Where requests run the guest, Run runs nothing and waits for ctx or Close.
 func (s *Sandbox) Run(ctx context.Context) error {
-	if s.spec.ABI != guest.ABICommand {
+	if s.spec.ABI != guest.ABICommand && s.ports == nil {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -189,7 +247,14 @@ func (s *Sandbox) Run(ctx context.Context) error {
 	defer done()
 	out := guest.NewLines(func(line []byte) error { return s.lines.put(ctx, stdout, line) })
 	errs := guest.NewLines(func(line []byte) error { return s.lines.put(ctx, stderr, line) })
-	err = s.call(ctx, guest.Call{Stdout: out, Stderr: errs})
+	call := guest.Call{Stdout: out, Stderr: errs}
+	if s.ports != nil {
+		call.Listeners = s.ports.open()
+		call.Env = s.ports.environment(s.command.Mounts())
+		defer s.ports.close()
+		defer s.server.CloseIdle() // of the instance that has ended
+	}
+	err = s.call(ctx, call)
 	return cmp.Or(err, out.Flush(), errs.Flush())
 }
 
@@ -213,9 +278,20 @@ func (s *Sandbox) beginMain() (done func(), err error) {
 	}, nil
 }
 
-// Dial connects to a port on which the guest listens.
-func (s *Sandbox) Dial(_ context.Context, port int) (net.Conn, error) {
-	return nil, fmt.Errorf("dial port %d of %s: a guest of the ABI %s doesn't listen", port, s.spec.ID, s.spec.ABI)
+// Dial connects to a port on which the guest listens. It fails at once where none
+// does, yet.
+func (s *Sandbox) Dial(ctx context.Context, port int) (net.Conn, error) {
+	if s.ports == nil {
+		return nil, fmt.Errorf("dial port %d of %s: a guest of the ABI %s doesn't listen", port, s.spec.ID, s.spec.ABI)
+	}
+	if isClosed(s.closing) {
+		return nil, fmt.Errorf("dial port %d of %s: %w", port, s.spec.ID, guest.ErrClosed)
+	}
+	conn, err := s.ports.dial(ctx, port)
+	if err != nil {
+		return nil, fmt.Errorf("dial port %d of %s: %w", port, s.spec.ID, err)
+	}
+	return conn, nil
 }
 
 // run is the guest.Runner of the sandbox. Only what is in here counts as
@@ -271,9 +347,9 @@ func (s *Sandbox) end() {
 	}
 }
 
-// Close takes no new requests, waits for the running ones until ctx ends, then
-// stops those that are left, and a command that Run runs, as a signal stops a
-// process that doesn't handle it. It waits for them and for the log. It returns
+// Close takes no new requests and connections, waits for the running requests
+// until ctx ends, then stops those that are left, and what Run runs, as a signal
+// stops a process that doesn't handle it. It waits for them and for the log. It returns
 // ctx's error if it had to stop requests. It is safe to call again, and at once;
 // each call waits.
 func (s *Sandbox) Close(ctx context.Context) error {

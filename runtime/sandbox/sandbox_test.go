@@ -25,6 +25,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
 	"github.com/wisp-serving/wisp/runtime/modcache"
+	"github.com/wisp-serving/wisp/test/guests"
 )
 
 // modules is shared by all tests: compiling the puppet takes a while.
@@ -56,6 +57,9 @@ func run(m *testing.M) int {
 			if b, ok := binaries[digest]; ok {
 				return b, nil
 			}
+			if name, ok := strings.CutPrefix(digest, "guest:"); ok {
+				return guestModule(name)
+			}
 			return nil, api.ImagePull(errors.New("no such module"))
 		},
 	})
@@ -72,6 +76,19 @@ func run(m *testing.M) int {
 		status = 1
 	}
 	return status
+}
+
+// guestModule returns a program of test/guests, or one of Knative's test images.
+func guestModule(name string) ([]byte, error) {
+	compile := guests.Program
+	if strings.Contains(name, "/") {
+		compile = guests.Knative
+	}
+	path, err := compile(context.Background(), name)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
 }
 
 // start starts a sandbox that is closed with the test.

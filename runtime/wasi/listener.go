@@ -73,13 +73,6 @@ func (l *Listener) serve(wake chan<- struct{}) {
 	l.wake = wake
 }
 
-// Refuse lets no more connections in; those that exist stay.
-func (l *Listener) Refuse() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.end()
-}
-
 // listen notes that the guest listens.
 func (l *Listener) listen() {
 	l.mu.Lock()

@@ -80,7 +80,7 @@ func compile(ctx context.Context, name, pkg string, flags ...string) (string, er
 }
 
 // contentOf returns what the module of a package depends on: the versions of Go
-// and of all packages, the overlay, and the files here.
+// and of all packages, the overlay, and the package itself if it is here.
 func contentOf(ctx context.Context, pkg string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-trimpath", "-deps", "-f", "{{.ImportPath}} {{with .Module}}{{.Path}}@{{.Version}}{{end}}", pkg)
 	cmd.Dir = root()
@@ -90,7 +90,7 @@ func contentOf(ctx context.Context, pkg string) (string, error) {
 		return "", fmt.Errorf("list packages: %w", err)
 	}
 	content := string(out) + goruntime.Version()
-	for _, pattern := range []string{"gobuild/*", "test/guests/*.go", "test/guests/*/*"} {
+	for _, pattern := range []string{"gobuild/*", "test/guests/*.go", pkg + "/*"} {
 		files, err := filepath.Glob(filepath.Join(root(), pattern))
 		if err != nil {
 			return "", err
