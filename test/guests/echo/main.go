@@ -7,7 +7,7 @@
 //	/raw        what the body says, on the connection, without HTTP
 //	/exit/N     exits
 //	/panic      aborts the answer in the middle
-//	/hang       answers when the client has gone
+//	/hang       begins to answer, and ends when the client has gone
 //	/gone       how many clients have gone
 //	/listen/N   listens on another port and echoes what it gets there
 package main
@@ -48,7 +48,8 @@ func main() {
 		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler)
 	})
-	mux.HandleFunc("/hang", func(_ http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/hang", func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		gone.Add(1)
 	})
