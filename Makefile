@@ -8,8 +8,8 @@ PLATFORM := build/platform
 # one package at a time, and share one.
 E2E := ./test/platform ./test/e2e/...
 
-# These need a network namespace as well, which not every user may make.
-CONFORMANCE := ./test/conformance/...
+# This needs network namespaces as well, which not every user may make.
+CONFORMANCE := ./test/conformance
 
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
@@ -79,7 +79,7 @@ e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
 # Not part of `make test`: it takes root, or a kernel that gives users namespaces.
 .PHONY: conformance
 conformance: ## Run Knative's conformance suites, in network namespaces (as root, or where users may make them)
-	$(GO) test -count=1 -p 1 -timeout 30m $(CONFORMANCE)
+	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
 bench: tools samples workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy

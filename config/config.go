@@ -71,6 +71,9 @@ type Node struct {
 	// DataDir holds pulled modules and compiled code. Compiled code is
 	// executable: the folder is made 0700.
 	DataDir string `json:"dataDir"`
+	// ImageStore is how much pulled images may take on disk before unused ones
+	// are removed, the longest unused first. Those that pods use may exceed it.
+	ImageStore resource.Quantity `json:"imageStore"`
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string `json:"insecureRegistries"`
@@ -129,16 +132,24 @@ type Capacity struct {
 	Pods   resource.Quantity `json:"pods"`
 }
 
-// Guest bounds one guest.
+// Guest bounds guests.
 type Guest struct {
-	// Memory is the most linear memory one instance may have.
+	// Memory is what all instances of a container may have together if it names
+	// no limit of its own: linear memory, tables, and what each costs the node.
 	Memory resource.Quantity `json:"memory"`
 	// ModuleSize is the largest module that is pulled.
 	ModuleSize resource.Quantity `json:"moduleSize"`
 	// OutputSize is the longest answer that the argv ABI collects.
 	OutputSize resource.Quantity `json:"outputSize"`
-	// CompiledModules is how many compiled modules are kept in memory.
-	CompiledModules int `json:"compiledModules"`
+	// CompiledMemory bounds the compiled modules that are kept in memory, and
+	// CompiledDisk those in DataDir. What was put out is loaded or compiled again.
+	CompiledMemory resource.Quantity `json:"compiledMemory"`
+	CompiledDisk   resource.Quantity `json:"compiledDisk"`
+	// CompileTime and CompileMemory bound the compilation of one module: CPU time,
+	// and the memory of the process that does it. As many run at once as there are
+	// cores, behind everything else.
+	CompileTime   metav1.Duration   `json:"compileTime"`
+	CompileMemory resource.Quantity `json:"compileMemory"`
 }
 
 // Gateway configures `wisp gateway`.
@@ -212,6 +223,18 @@ func defaultCluster() Cluster { return Cluster{QPS: 200, Burst: 400} }
 
 func defaultLog() Log { return Log{Level: "info", Format: "json"} }
 
+func defaultGuest() Guest {
+	return Guest{
+		Memory:         resource.MustParse("512Mi"),
+		ModuleSize:     resource.MustParse("100Mi"),
+		OutputSize:     resource.MustParse("16Mi"),
+		CompiledMemory: resource.MustParse("2Gi"),
+		CompiledDisk:   resource.MustParse("10Gi"),
+		CompileTime:    metav1.Duration{Duration: time.Minute},
+		CompileMemory:  resource.MustParse("2Gi"),
+	}
+}
+
 // DefaultNode returns a node's defaults.
 func DefaultNode() Node {
 	return Node{
@@ -223,9 +246,10 @@ func DefaultNode() Node {
 		Reader:             defaultCluster(),
 		Capacity:           Capacity{CPU: resource.MustParse("16"), Memory: resource.MustParse("16Gi"), Pods: resource.MustParse("1000")},
 		DataDir:            "/var/lib/wisp",
+		ImageStore:         resource.MustParse("10Gi"),
 		InsecureRegistries: []string{},
 		Autoscalers:        []string{"ws://127.0.0.1:9460"},
-		Guest:              Guest{Memory: resource.MustParse("128Mi"), ModuleSize: resource.MustParse("100Mi"), OutputSize: resource.MustParse("16Mi"), CompiledModules: 256},
+		Guest:              defaultGuest(),
 		QueueTimeout:       metav1.Duration{Duration: time.Minute},
 		QueueBytes:         resource.MustParse("256Mi"),
 		EarlyStartLease:    metav1.Duration{Duration: 15 * time.Second},
@@ -354,6 +378,7 @@ func (c Node) Validate() error {
 	errs.positive("capacity.memory", c.Capacity.Memory)
 	errs.positive("capacity.pods", c.Capacity.Pods)
 	errs.check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "an absolute path")
+	errs.positive("imageStore", c.ImageStore)
 	for _, r := range c.InsecureRegistries {
 		errs.check(r != "" && !strings.Contains(r, "/"), "insecureRegistries", r, "a host or host:port, without scheme or path")
 	}
@@ -362,10 +387,13 @@ func (c Node) Validate() error {
 		u, err := url.Parse(a)
 		errs.check(err == nil && u.Scheme == "ws" && u.Host != "", "autoscalers", a, "a ws://host:port URL")
 	}
-	errs.atLeast("guest.memory", c.Guest.Memory, 64<<10)
+	errs.atLeast("guest.memory", c.Guest.Memory, 2<<20)
 	errs.positive("guest.moduleSize", c.Guest.ModuleSize)
 	errs.positive("guest.outputSize", c.Guest.OutputSize)
-	errs.check(c.Guest.CompiledModules > 0, "guest.compiledModules", c.Guest.CompiledModules, "above 0")
+	errs.positive("guest.compiledMemory", c.Guest.CompiledMemory)
+	errs.positive("guest.compiledDisk", c.Guest.CompiledDisk)
+	errs.duration("guest.compileTime", c.Guest.CompileTime)
+	errs.atLeast("guest.compileMemory", c.Guest.CompileMemory, 256<<20)
 	errs.duration("queueTimeout", c.QueueTimeout)
 	errs.positive("queueBytes", c.QueueBytes)
 	errs.duration("earlyStartLease", c.EarlyStartLease)

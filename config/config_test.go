@@ -67,7 +67,7 @@ func TestLoad(t *testing.T) {
 		{"every broken rule is named", "node", "name: ''\nautoscalers: ['http://x']", []string{"name = ", "autoscalers = http://x, must be a ws://host:port URL"}},
 		{"registry with scheme", "node", "insecureRegistries: ['http://r']", []string{"insecureRegistries = http://r, must be"}},
 		{"pod network without a size", "node", "podCIDR: 10.244.1.0", []string{"podCIDR = 10.244.1.0, must be empty or a network, as in 10.244.1.0/24"}},
-		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 65536 bytes"}},
+		{"no memory", "node", "guest: {memory: 1Ki}", []string{"guest.memory = 1Ki, must be at least 2097152 bytes"}},
 		{"admin in the open", "gateway", "envoy: {adminAddress: '0.0.0.0:9901'}", []string{"envoy.adminAddress = 0.0.0.0:9901, must be a loopback address"}},
 		{"one listener for both", "gateway", "envoy: {internalAddress: '127.0.0.1:8080'}", []string{"envoy.internalAddress = 127.0.0.1:8080, must be another address"}},
 		{"long socket path", "gateway", "xdsSocket: /" + strings.Repeat("a", 107), []string{"must be an absolute path of at most 107 bytes"}},

@@ -183,14 +183,11 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		c.event(corev1.EventTypeWarning, "InvalidEnvironmentVariableNames",
 			fmt.Sprintf("Keys [%s] of envFrom were skipped since they are no names of variables", strings.Join(resolved.Skipped, ", ")))
 	}
-	image, err := c.pull(ctx)
+	image, err := c.pull(ctx, api, resolved)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
-	if err != nil {
-		return nil, err
-	}
+	spec := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
 	if spec.Mounts, err = c.mounts(resolved); err != nil {
 		return nil, err
 	}
@@ -220,16 +217,42 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 	return f, nil
 }
 
-func (c *container) pull(ctx context.Context) (oci.Image, error) {
+func (c *container) pull(ctx context.Context, api *corev1.Pod, resolved podspec.Resolved) (oci.Image, error) {
 	began := time.Now()
-	c.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.spec.Image))
-	image, err := c.pod.provider.cfg.Runtime.Pull(ctx, c.spec.Image)
+	request := imageRequest(c.spec, resolved, c.pullSecrets(ctx, api))
+	if request.Policy == oci.PullAlways {
+		c.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.spec.Image))
+	}
+	image, err := c.pod.provider.cfg.Runtime.Pull(ctx, request)
 	if err != nil {
 		return oci.Image{}, err
 	}
+	if image.Cached && request.Policy != oci.PullAlways {
+		c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine", c.spec.Image))
+		return image, nil
+	}
 	took := time.Since(began).Round(time.Millisecond)
-	c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.spec.Image, took, took, image.ModuleSize))
+	c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.spec.Image, took, took, image.Size))
 	return image, nil
+}
+
+// pullSecrets reads the pod's registry credentials, among which admission has put
+// its ServiceAccount's. One that can't be had may not be needed: the pull tells.
+func (c *container) pullSecrets(ctx context.Context, api *corev1.Pod) [][]byte {
+	var secrets [][]byte
+	for _, ref := range api.Spec.ImagePullSecrets {
+		secret, err := c.pod.provider.source.Secret(ctx, api.Namespace, ref.Name)
+		if err != nil {
+			c.event(corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret", fmt.Sprintf("Unable to retrieve image pull secret %s, pulling without it: %s", ref.Name, err))
+			continue
+		}
+		for _, key := range []string{corev1.DockerConfigJsonKey, corev1.DockerConfigKey} {
+			if content := secret.Data[key]; len(content) > 0 {
+				secrets = append(secrets, content)
+			}
+		}
+	}
+	return secrets
 }
 
 // backOff reports why the last attempt failed and waits before the next. It
@@ -240,6 +263,9 @@ func (c *container) backOff(ctx context.Context, err error, delay time.Duration)
 	switch {
 	case errors.Is(err, runtime.ErrImagePull):
 		reason, later = podlife.ReasonErrImagePull, podlife.ReasonPullBackOff
+		if errors.Is(err, runtime.ErrImageNeverPull) {
+			reason, later = podlife.ReasonErrImageNeverPull, podlife.ReasonErrImageNeverPull
+		}
 		c.event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.spec.Image, message))
 	case errors.As(err, &configError{}):
 		reason, later = podlife.ReasonConfigError, podlife.ReasonConfigError
@@ -259,10 +285,14 @@ func (c *container) backOff(ctx context.Context, err error, delay time.Duration)
 func (c *container) cannotStart(ctx context.Context, err error) {
 	exit := podlife.Exit{Code: podlife.CodeStartError, Reason: podlife.ReasonStartError, Message: err.Error()}
 	waits := c.pods.Restart == corev1.RestartPolicyAlways || c.spec.Sidecar()
+	reason := podlife.ReasonCreateError
+	if errors.Is(err, runtime.ErrImageName) {
+		reason = podlife.ReasonInvalidImageName
+	}
 	c.set(func(s podlife.Container) podlife.Container {
 		s = s.End(exit, c.id(s.Runs), time.Now())
 		if waits {
-			s = s.Wait(podlife.ReasonCreateError, err.Error())
+			s = s.Wait(reason, err.Error())
 		}
 		return s
 	})

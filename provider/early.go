@@ -154,23 +154,23 @@ func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 
 func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, error) {
 	t, revision := ef.template, ef.template.spec.Revision
+	container := t.spec.Containers[0]
+	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.source)
+	if err != nil {
+		return nil, fmt.Errorf("start revision %s: %w", revision, err)
+	}
 	if t.image.ModuleDigest == "" {
-		image, err := e.runtime.Pull(ctx, t.image.Reference)
+		// Without secrets: a private image that the store has lost waits for a Pod.
+		request := imageRequest(container, resolved, nil)
+		request.Reference, request.Policy = t.image.Reference, oci.PullIfNotPresent
+		image, err := e.runtime.Pull(ctx, request)
 		if err != nil {
 			return nil, fmt.Errorf("start revision %s: %w", revision, err)
 		}
 		t.image = image
 		e.templates.admit(t)
 	}
-	container := t.spec.Containers[0]
-	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.source)
-	if err != nil {
-		return nil, fmt.Errorf("start revision %s: %w", revision, err)
-	}
-	spec, err := sandboxSpec(ef.id, t.image, t.spec, container, resolved)
-	if err != nil {
-		return nil, fmt.Errorf("start revision %s: %w", revision, err)
-	}
+	spec := sandboxSpec(ef.id, t.image, t.spec, container, resolved)
 	logs := newRelay(guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)})
 	spec.Stdout, spec.Stderr = logs.writer(stdout), logs.writer(stderr)
 	spec.Proven = true // as a template: it was admitted after it had started

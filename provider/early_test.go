@@ -303,7 +303,7 @@ func TestTemplatesOnDisk(t *testing.T) {
 		t.Helper()
 		pod := new(stand).podOf(revision)
 		pod.CreationTimestamp = metav1.Unix(created, 0)
-		it, err := all.make(pod, oci.Image{Reference: fmt.Sprintf("r/sort@sha256:%d", created), ModuleDigest: "m"}, "digest")
+		it, err := all.make(pod, oci.Image{Reference: fmt.Sprintf("r/sort@sha256:%d", created), Module: oci.Module{ModuleDigest: "m"}}, "digest")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -513,7 +513,7 @@ func TestStopWaitsForTheStartsUnderWay(t *testing.T) {
 			Revision: types.NamespacedName{Namespace: "default", Name: "sort-00001"}, RevisionUID: "rev", EarlyStart: true,
 			Containers: []podspec.Container{{Container: &corev1.Container{Name: "user-container"}}},
 		}
-		e.templates.all[keyOf(spec)] = template{spec: spec, pod: &corev1.Pod{}, image: oci.Image{ModuleDigest: "m"}}
+		e.templates.all[keyOf(spec)] = template{spec: spec, pod: &corev1.Pod{}, image: oci.Image{Module: oci.Module{ModuleDigest: "m"}}}
 		go func() { _ = e.start(t.Context(), keyOf(spec)) }()
 		synctest.Wait()
 		stopped := make(chan struct{})

@@ -42,7 +42,7 @@ import (
 
 // Runtime is what the provider needs of package runtime.
 type Runtime interface {
-	Pull(ctx context.Context, ref string) (oci.Image, error)
+	Pull(ctx context.Context, r oci.Request) (oci.Image, error)
 	Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbox, error)
 	// Prepare pulls and compiles, so that a Start of it is quick.
 	Prepare(ctx context.Context, ref string) error

@@ -182,7 +182,7 @@ func (s *stand) start(t *testing.T) {
 	cfg.Kubelet.Port = 0
 	cfg.EarlyStartLease.Duration = time.Hour
 	s.settings(&cfg)
-	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, Guest: cfg.Guest, Log: log})
+	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, ImageStore: 1 << 30, Guest: cfg.Guest, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,28 +3,32 @@ package provider
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"path"
 	"strings"
 
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podspec"
-	"github.com/wisp-serving/wisp/runtime/api"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
 
-// sandboxSpec says how to run image as the container of the pod wants it.
-func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Container, resolved podspec.Resolved) (sandbox.Spec, error) {
-	argv0, args, err := commandLine(image, c, resolved)
-	if err != nil {
-		return sandbox.Spec{}, err
+// imageRequest says which image, and which module of it, the container wants.
+func imageRequest(c podspec.Container, resolved podspec.Resolved, secrets [][]byte) oci.Request {
+	request := oci.Request{Reference: c.Image, Policy: oci.Policy(c.ImagePullPolicy), Secrets: secrets}
+	if len(resolved.Command) > 0 {
+		request.Command = resolved.Command[0]
 	}
+	return request
+}
+
+// sandboxSpec says how to run image as the container of the pod wants it.
+func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Container, resolved podspec.Resolved) sandbox.Spec {
+	argv0, args := commandLine(image, resolved)
 	return sandbox.Spec{
 		ID:     id,
+		Image:  image.Digest,
 		Module: image.ModuleDigest,
 		Argv0:  argv0,
 		Args:   args,
@@ -36,7 +40,7 @@ func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Contain
 		Memory:     c.Resources.Limits.Memory().Value(),
 		CPURequest: c.Resources.Requests.Cpu().MilliValue(),
 		CPULimit:   c.Resources.Limits.Cpu().MilliValue(),
-	}, nil
+	}
 }
 
 // abi is how requests reach the guest. A pod that is no revision's has none, but
@@ -53,28 +57,16 @@ func abi(image oci.Image, pod podspec.Spec) string {
 func answersRequests(abi string) bool { return abi == guest.ABIArgv || abi == "cgi" }
 
 // commandLine returns the guest's arguments, by the rules of ENTRYPOINT and CMD.
-func commandLine(image oci.Image, c podspec.Container, resolved podspec.Resolved) (argv0 string, args []string, err error) {
-	if len(resolved.Command) == 0 {
-		if resolved.Args != nil {
-			return image.FileName(), resolved.Args, nil
-		}
-		return image.FileName(), image.Args, nil
+// A command has chosen the image's module already.
+func commandLine(image oci.Image, resolved podspec.Resolved) (argv0 string, args []string) {
+	switch {
+	case len(resolved.Command) > 0:
+		return resolved.Command[0], append(resolved.Command[1:len(resolved.Command):len(resolved.Command)], resolved.Args...)
+	case resolved.Args != nil:
+		return image.FileName(), resolved.Args
+	default:
+		return image.FileName(), image.Args
 	}
-	argv0 = resolved.Command[0]
-	if !namesModule(image, cmp.Or(c.WorkingDir, image.WorkingDir), argv0) {
-		return "", nil, api.Unusable(fmt.Errorf("%s.command[0] = %q, must name the image's module, /%s", c.Path, argv0, image.ModulePath))
-	}
-	return argv0, append(resolved.Command[1:len(resolved.Command):len(resolved.Command)], resolved.Args...), nil
-}
-
-// namesModule is whether a command finds the image's module, as execvp would
-// with the root as its $PATH.
-func namesModule(image oci.Image, workingDir, command string) bool {
-	if strings.Contains(command, "/") && !path.IsAbs(command) {
-		command = path.Join(workingDir, command)
-	}
-	command = path.Clean("/" + command)
-	return command == path.Clean("/"+image.ModulePath)
 }
 
 // environment returns the guest's variables: what a container runtime sets, the

@@ -4,7 +4,9 @@
 // nobody else:
 //
 //	oci       reference → verified module bytes on disk
-//	modcache  digest → compiled module
+//	meter     module → module that preempts itself and keeps to its bounds
+//	compile   module → code, in a child process with limits
+//	modcache  digest → compiled module, kept on disk and in memory
 //	guest     ABI ⇄ instance
 //	instance  one running guest: its memory, its turn on a core
 //	memory    mapped memory, and each sandbox's limit
@@ -13,8 +15,7 @@
 //	api       the errors that they share
 //
 // It knows no Kubernetes. A guest runs on the goroutine of its request. What a
-// guest can and can't do to the process today is in RATIONALE.md; until modules
-// are metered, nothing untrusted may run here.
+// guest can and can't do to the node is in RATIONALE.md.
 package runtime
 
 import (
@@ -32,6 +33,7 @@ import (
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
@@ -46,6 +48,11 @@ var (
 	ErrImagePull = api.ErrImagePull
 	// ErrUnusable: the image or module can never run here.
 	ErrUnusable = api.ErrUnusable
+	// ErrImageName, an ErrUnusable: the reference names no image.
+	ErrImageName = api.ErrImageName
+	// ErrImageNeverPull, an ErrImagePull: the image isn't here and no registry may
+	// be asked.
+	ErrImageNeverPull = api.ErrImageNeverPull
 )
 
 // Config says where a Runtime keeps its files and what its guests may use.
@@ -55,9 +62,16 @@ type Config struct {
 	DataDir string
 	// Guest bounds what one guest may use.
 	Guest config.Guest
+	// ImageStore is how many bytes pulled images may take on disk before unused
+	// ones are removed.
+	ImageStore int64
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
+	// Compiler is the command that compiles modules, which must call
+	// compile.ChildMain; see compile.Child. None compiles in this process, which
+	// is for modules that are trusted.
+	Compiler []string
 	// Cores is how many guests may run at once; 0 is GOMAXPROCS.
 	Cores int
 	// Log is required.
@@ -76,10 +90,11 @@ type Runtime struct {
 	store   *oci.Store
 	modules *modcache.Cache
 
-	mu        sync.Mutex
-	closed    bool
-	starting  sync.WaitGroup // Starts under way
-	sandboxes map[*sandbox.Sandbox]struct{}
+	mu       sync.Mutex
+	closed   bool
+	starting sync.WaitGroup // Starts under way
+	// sandboxes holds what each open sandbox keeps in the store: to be released.
+	sandboxes map[*sandbox.Sandbox]func()
 }
 
 // New returns a Runtime over cfg.DataDir.
@@ -90,6 +105,7 @@ func New(cfg Config) (*Runtime, error) {
 	store, err := oci.NewStore(oci.StoreConfig{
 		Dir:                filepath.Join(cfg.DataDir, "images"),
 		ModuleSize:         cfg.Guest.ModuleSize.Value(),
+		Budget:             cfg.ImageStore,
 		InsecureRegistries: cfg.InsecureRegistries,
 	})
 	if err != nil {
@@ -97,8 +113,10 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	modules, err := modcache.New(modcache.Config{
 		Dir:     filepath.Join(cfg.DataDir, "compiled"),
-		Modules: cfg.Guest.CompiledModules,
+		Memory:  cfg.Guest.CompiledMemory.Value(),
+		Disk:    cfg.Guest.CompiledDisk.Value(),
 		Load:    store.Module,
+		Compile: compiler(cfg),
 	})
 	if err != nil {
 		store.Close()
@@ -112,14 +130,32 @@ func New(cfg Config) (*Runtime, error) {
 		log:       cfg.Log,
 		store:     store,
 		modules:   modules,
-		sandboxes: map[*sandbox.Sandbox]struct{}{},
+		sandboxes: map[*sandbox.Sandbox]func(){},
 	}, nil
 }
 
-// Pull returns the image that ref names, a tag or a digest, with its module in
-// the store; see oci.Store.Pull. An error is ErrUnusable, ErrImagePull, or ctx's.
-func (r *Runtime) Pull(ctx context.Context, ref string) (oci.Image, error) {
-	return r.store.Pull(ctx, ref)
+// codeFile is the largest file of compiled code, for each byte of the largest
+// module.
+const codeFile = 32
+
+func compiler(cfg Config) func(context.Context, []byte, string) error {
+	if len(cfg.Compiler) == 0 {
+		return compile.Here
+	}
+	return compile.Child{
+		Command: cfg.Compiler,
+		Limits: compile.Limits{
+			Time:   cfg.Guest.CompileTime.Duration,
+			Memory: cfg.Guest.CompileMemory.Value(),
+			File:   codeFile * cfg.Guest.ModuleSize.Value(),
+		},
+	}.Compile
+}
+
+// Pull returns the image that is asked for, with its module and files in the
+// store; see oci.Store.Pull. An error is ErrUnusable, ErrImagePull, or ctx's.
+func (r *Runtime) Pull(ctx context.Context, request oci.Request) (oci.Image, error) {
+	return r.store.Pull(ctx, request)
 }
 
 // Prepare pulls the image that ref names and compiles its module, so that Start
@@ -129,7 +165,7 @@ func (r *Runtime) Prepare(ctx context.Context, ref string) error {
 		return fmt.Errorf("prepare %s: %w", ref, errClosed)
 	}
 	defer r.starting.Done()
-	image, err := r.store.Pull(ctx, ref)
+	image, err := r.store.Pull(ctx, oci.Request{Reference: ref})
 	if err != nil {
 		return err
 	}
@@ -152,13 +188,15 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbo
 		return nil, fmt.Errorf("start %s: %w", spec.ID, errClosed)
 	}
 	defer r.starting.Done()
+	release := r.store.Use(spec.Image)
 	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Host: r.host, Memory: r.memory, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
 	if err != nil {
+		release()
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sandboxes[s] = struct{}{}
+	r.sandboxes[s] = release
 	return s, nil
 }
 
@@ -174,8 +212,10 @@ func (r *Runtime) begin() bool {
 
 func (r *Runtime) forget(s *sandbox.Sandbox) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	release := r.sandboxes[s]
 	delete(r.sandboxes, s)
+	r.mu.Unlock()
+	release()
 }
 
 // Close ends pulls, closes every sandbox that is left (see Sandbox.Close) and

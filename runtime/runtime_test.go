@@ -43,7 +43,7 @@ func newRegistry(t testing.TB) string {
 
 func newRuntime(t testing.TB, dir string) *runtime.Runtime {
 	t.Helper()
-	r, err := runtime.New(runtime.Config{DataDir: dir, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar()})
+	r, err := runtime.New(runtime.Config{DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func startFunction(t testing.TB, r *runtime.Runtime, ref string, module []byte) 
 	if _, err := oci.Push(t.Context(), oci.PushConfig{Reference: ref, Module: module, FileName: "fn.wasm"}); err != nil {
 		t.Fatal(err)
 	}
-	img, err := r.Pull(t.Context(), ref)
+	img, err := r.Pull(t.Context(), oci.Request{Reference: ref})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestFromReferenceToAnswer(t *testing.T) {
 
 	// Another runtime finds module and compiled code where this one left them.
 	again := newRuntime(t, dir)
-	if _, err := again.Pull(t.Context(), img.Reference); err != nil {
+	if _, err := again.Pull(t.Context(), oci.Request{Reference: img.Reference}); err != nil {
 		t.Error(err)
 	}
 	if _, err := again.Start(t.Context(), sandbox.Spec{ID: "x", Module: img.ModuleDigest, ABI: "argv"}); err != nil {
@@ -115,14 +115,14 @@ func TestFromReferenceToAnswer(t *testing.T) {
 func TestErrorsToBranchOn(t *testing.T) {
 	host := newRegistry(t)
 	r := newRuntime(t, t.TempDir())
-	if _, err := r.Pull(t.Context(), host+"/none:v1"); !errors.Is(err, runtime.ErrImagePull) || errors.Is(err, runtime.ErrUnusable) {
+	if _, err := r.Pull(t.Context(), oci.Request{Reference: host + "/none:v1"}); !errors.Is(err, runtime.ErrImagePull) || errors.Is(err, runtime.ErrUnusable) {
 		t.Errorf("an image that isn't there: got %v, want ErrImagePull", err)
 	}
 	ref := host + "/imports:v1"
 	if _, err := oci.Push(t.Context(), oci.PushConfig{Reference: ref, Module: wasmtest.Importing([2]string{"env", "f"}), FileName: "fn.wasm"}); err != nil {
 		t.Fatal(err)
 	}
-	img, err := r.Pull(t.Context(), ref)
+	img, err := r.Pull(t.Context(), oci.Request{Reference: ref})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand())
+	var status int
+	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), compileCommand(&status))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -36,5 +37,5 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "wisp:", err)
 		return 1
 	}
-	return 0
+	return status
 }

@@ -34,6 +34,7 @@ func TestRun(t *testing.T) {
 		{"role with no settings file", []string{"node", "--config", filepath.Join(dir, "none.yaml")}, 1, "", "none.yaml"},
 		{"push of nothing", []string{"push", filepath.Join(dir, "none.wasm"), "localhost:1/a:v1"}, 1, "", "none.wasm"},
 		{"push of what is no module", []string{"push", text, "localhost:1/a:v1"}, 1, "", "wasm"},
+		{"compile nothing", []string{"compile", "-time", "1m", "-memory", "x"}, 2, "", "invalid value"},
 		{"push to nowhere", []string{"push", text}, 1, "", "accepts 2 arg(s)"},
 	}
 	for _, test := range tests {

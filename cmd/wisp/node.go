@@ -89,9 +89,15 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	self, err := compiler()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
 	n.runtime, err = runtime.New(runtime.Config{
+		Compiler:           self,
 		DataDir:            cfg.DataDir,
 		Guest:              cfg.Guest,
+		ImageStore:         cfg.ImageStore.Value(),
 		InsecureRegistries: cfg.InsecureRegistries,
 		Log:                log.Named("runtime"),
 	})

@@ -24,22 +24,24 @@ const (
 
 // Reasons of waiting and ended containers, as a kubelet names them.
 const (
-	ReasonCreating            = "ContainerCreating"
-	ReasonInitializing        = "PodInitializing"
-	ReasonConfigError         = "CreateContainerConfigError"
-	ReasonCreateError         = "CreateContainerError"
-	ReasonErrImagePull        = "ErrImagePull"
-	ReasonPullBackOff         = "ImagePullBackOff"
-	ReasonCrashLoop           = "CrashLoopBackOff"
-	ReasonStartError          = "StartError"
-	ReasonCompleted           = "Completed"
-	ReasonError               = "Error"
-	ReasonOOMKilled           = "OOMKilled"
-	ReasonStatusUnknown       = "ContainerStatusUnknown"
-	CodeStartError      int32 = 128 // as container runtimes report a container that could not be started
-	CodeKilled          int32 = 137 // SIGKILL
-	CodeTerminated      int32 = 143 // SIGTERM
-	CodeTrap            int32 = 134 // SIGABRT, as other engines' commands exit by a trap
+	ReasonCreating                = "ContainerCreating"
+	ReasonInitializing            = "PodInitializing"
+	ReasonConfigError             = "CreateContainerConfigError"
+	ReasonCreateError             = "CreateContainerError"
+	ReasonErrImagePull            = "ErrImagePull"
+	ReasonPullBackOff             = "ImagePullBackOff"
+	ReasonErrImageNeverPull       = "ErrImageNeverPull"
+	ReasonInvalidImageName        = "InvalidImageName"
+	ReasonCrashLoop               = "CrashLoopBackOff"
+	ReasonStartError              = "StartError"
+	ReasonCompleted               = "Completed"
+	ReasonError                   = "Error"
+	ReasonOOMKilled               = "OOMKilled"
+	ReasonStatusUnknown           = "ContainerStatusUnknown"
+	CodeStartError          int32 = 128 // as container runtimes report a container that could not be started
+	CodeKilled              int32 = 137 // SIGKILL
+	CodeTerminated          int32 = 143 // SIGTERM
+	CodeTrap                int32 = 134 // SIGABRT, as other engines' commands exit by a trap
 )
 
 // Exit is how a run ended.

@@ -16,6 +16,11 @@ var (
 	// image, a broken module, an unknown import, an unknown ABI. The same input
 	// always gives the same error.
 	ErrUnusable = errors.New("unusable")
+	// ErrImageName is an ErrUnusable: the reference names no image.
+	ErrImageName = errors.New("image name")
+	// ErrImageNeverPull is an ErrImagePull: the image isn't in the store, and no
+	// registry may be asked for it.
+	ErrImageNeverPull = errors.New("image not present")
 )
 
 // maxText bounds the text of a marked error, in bytes. Images and modules have a

@@ -146,9 +146,12 @@ func (c *Command) Try(ctx context.Context, m Module) error {
 			return made.Close(trial)
 		}
 	}
+	deadline, bounded := ctx.Deadline()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case bounded && time.Now().After(deadline): // its timer is late
+		return context.DeadlineExceeded
 	case i != nil && i.OutOfMemory():
 		err = &OOMError{Limit: c.group.MemoryLimit(), Cause: err}
 	case trial.Err() != nil || i != nil && errors.Is(i.Err(), context.DeadlineExceeded):

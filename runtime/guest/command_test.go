@@ -16,6 +16,7 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
 	"github.com/wisp-serving/wisp/runtime/memory"
@@ -26,7 +27,7 @@ import (
 func compiled(t testing.TB, binary []byte) func() Module {
 	t.Helper()
 	cache, err := modcache.New(modcache.Config{
-		Dir: t.TempDir(), Modules: 1,
+		Dir: t.TempDir(), Memory: 1 << 30, Disk: 1 << 30, Compile: compile.Here,
 		Load: func(string) ([]byte, error) { return binary, nil },
 	})
 	if err != nil {
@@ -213,8 +214,12 @@ func growing(pages byte) []byte {
 }
 
 func TestMemoryLimit(t *testing.T) {
+	const page = 64 << 10
 	lend := compiled(t, wasmtest.Command(growing(10)))
-	for name, limit := range map[string]int64{"enough": 12 * 64 << 10, "too little": 11 * 64 << 10, "too little to start": 64 << 10} {
+	m := lend()
+	fixed := m.Needs().Fixed
+	m.Release()
+	for name, limit := range map[string]int64{"enough": fixed + 11*page, "too little": fixed + 11*page - 1, "too little to start": fixed} {
 		t.Run(name, func(t *testing.T) {
 			group := newGroup(t, instance.Limits{Memory: limit})
 			c := newCommand(t, CommandConfig{Argv0: "x", Group: group})

@@ -93,6 +93,9 @@ func (e *emitter) pay() {
 	e.since += cost + gap
 }
 
+// hostCall is what leaving the guest's code costs, in units.
+const hostCall = 300
+
 // ahead returns what the instructions up to the next branch cost, and what the
 // functions that they call can besides, without a check. It returns where that
 // branch is, or where the stretch gets too long.
@@ -107,6 +110,8 @@ func (e *emitter) ahead() (cost, gap uint32, end int) {
 				cost += e.m.functions[place].cost
 			} else if ok {
 				gap += e.m.graph.gaps[place]
+			} else {
+				cost += hostCall
 			}
 		case opCallIndirect, opCallRef:
 			node := e.m.typeNode(in.a)
@@ -220,7 +225,7 @@ func (e *emitter) instr(in instr) {
 	case opCallIndirect, opReturnCallIndirect, opCallRef, opReturnCallRef:
 		e.callType(in)
 	case opRefFunc:
-		e.out = appendU32(append(e.out, byte(opRefFunc)), e.m.shift(in.a))
+		e.reference(in)
 	case opMemoryInit, opMemoryCopy, opMemoryFill, opTableInit, opTableCopy, opTableGrow, opTableFill:
 		e.bulk(in)
 	default:
@@ -327,4 +332,19 @@ func (e *emitter) clauses(in instr) {
 		e.out = append(e.out, r.buf[start:r.pos]...)
 		e.out = appendU32(e.out, e.label(r.u32()))
 	}
+}
+
+// reference writes a reference to a function. The engine makes a new one each
+// time ref.func is executed and keeps them all until the instance ends: a loop
+// would take all memory. So they are made once, in a table that is added.
+//
+// Where types are told apart more finely than a table of functions does, the
+// instruction stays. The engine doesn't take such modules unless it is told to.
+func (e *emitter) reference(in instr) {
+	if e.m.typed {
+		e.out = appendU32(append(e.out, byte(opRefFunc)), e.m.shift(in.a))
+		return
+	}
+	a := asm(e.out).i32(int32(e.m.graph.references[in.a]))
+	e.out = appendU32(append(a, byte(opTableGet)), uint32(len(e.m.tables)))
 }

@@ -74,7 +74,11 @@ func (m *module) encode(o Options) ([]byte, error) {
 	section(sectionType, append([][]byte{types, m.typeData}, m.added.types...)...)
 	section(sectionImport, appendU32(nil, m.importCount+1), m.importData, importOf(yieldType))
 	section(sectionFunction, m.encodeFunctions())
-	if own := m.tables[m.importedTables:]; len(own) > 0 {
+	own := m.tables[m.importedTables:]
+	if n := uint32(len(m.graph.inOrder)); n > 0 && !m.typed {
+		own = append(own, table{typ: []byte{valueFuncref}, limits: limits{min: n, max: n, hasMax: true}})
+	}
+	if len(own) > 0 {
 		section(sectionTable, m.encodeTables(own))
 	}
 	if m.memory != nil {
@@ -166,15 +170,17 @@ func (m *module) appendExpressions(out, expressions []byte) []byte {
 	return out
 }
 
-// encodeGlobals appends two: the balance, of nothing, and the stack.
+// encodeGlobals appends three: the balance, of nothing, the stack, and how much
+// the host has added to that.
 func (m *module) encodeGlobals(o Options) []byte {
-	out := appendU32(nil, uint32(len(m.globals)+2))
+	out := appendU32(nil, uint32(len(m.globals)+3))
 	for _, g := range m.globals {
 		out = m.appendExpressions(append(out, g.typ...), g.init)
 	}
 	const mutable = 1
 	out = asm(append(out, valueI32, mutable)).i32(0).end()
-	return asm(append(out, valueI32, mutable)).i32(int32(o.Stack)).end()
+	out = asm(append(out, valueI32, mutable)).i32(int32(o.Stack)).end()
+	return asm(append(out, valueI32, mutable)).i32(0).end()
 }
 
 func (m *module) encodeExports(o Options) []byte {
@@ -196,10 +202,13 @@ func (m *module) encodeStart(o Options) []byte {
 	return appendU32(nil, m.entry(m.start, o.Stack))
 }
 
+// encodeElements appends the functions that code refers to: to the table for
+// these, or, if the code refers to them itself, as a declaration, since code may
+// refer only to what something else does, and exports now are of others.
 func (m *module) encodeElements() []byte {
-	declared := m.declared()
+	references := m.graph.inOrder
 	n := uint32(len(m.elements))
-	if len(declared) > 0 {
+	if len(references) > 0 {
 		n++
 	}
 	if n == 0 {
@@ -209,26 +218,20 @@ func (m *module) encodeElements() []byte {
 	for _, e := range m.elements {
 		out = m.appendElement(out, e)
 	}
-	if len(declared) > 0 {
+	if len(references) == 0 {
+		return out
+	}
+	if m.typed {
 		out = append(out, elementInactive|elementExplicit, 0)
-		out = appendU32(out, uint32(len(declared)))
-		for _, index := range declared {
-			out = appendU32(out, m.shift(index))
-		}
+	} else {
+		out = appendU32(append(out, elementExplicit), uint32(len(m.tables)))
+		out = append(asm(out).i32(0).end(), 0)
+	}
+	out = appendU32(out, uint32(len(references)))
+	for _, index := range references {
+		out = appendU32(out, m.shift(index))
 	}
 	return out
-}
-
-// declared returns the functions that code refers to and that are exported:
-// code may refer only to what something else does, and the exports now are of
-// others.
-func (m *module) declared() (indices []uint32) {
-	for _, e := range m.exports {
-		if _, ok := m.graph.declared[e.index]; ok && e.kind == kindFunction {
-			indices = append(indices, e.index)
-		}
-	}
-	return indices
 }
 
 func (m *module) appendElement(out []byte, e element) []byte {

@@ -46,8 +46,13 @@ type graph struct {
 	gaps []uint32
 	// counts says, by node of a type, whether a function behind it counts.
 	counts []bool
-	// declared are the functions that code refers to; see encodeElements.
-	declared map[uint32]struct{}
+	// declared says, by a function's index, whether code may refer to it: whether
+	// something outside of code does.
+	declared []bool
+	// references are the functions that code refers to, each with its place in
+	// order; see reference.
+	references map[uint32]uint32
+	inOrder    []uint32
 }
 
 // lightCost is the most that a light function costs.
@@ -60,7 +65,7 @@ const uncounted = 256 << 10
 // analyse reads all code, finds out who can call whom, and from that what each
 // function has to check.
 func (m *module) analyse(o Options) error {
-	m.graph = graph{byType: map[string]uint32{}, referred: make([]bool, len(m.functions)), declared: map[uint32]struct{}{}}
+	m.graph = graph{byType: map[string]uint32{}, referred: make([]bool, len(m.functions)), references: map[uint32]uint32{}}
 	if err := m.referredOutsideCode(); err != nil {
 		return err
 	}
@@ -94,14 +99,22 @@ func (m *module) refer(index uint32) {
 // referredOutsideCode marks the functions that tables, globals and element
 // segments refer to.
 func (m *module) referredOutsideCode() error {
+	m.graph.declared = make([]bool, len(m.importTypes)+len(m.functions))
+	for _, e := range m.exports {
+		if e.kind == kindFunction {
+			m.graph.declared[e.index] = true
+		}
+	}
 	var failed error
-	in := func(expr []byte, base int) {
+	in := func(expr []byte, base int, declares bool) {
 		r := reader{buf: expr, base: base, types: uint32(len(m.types))}
 		for r.more() {
 			switch in := r.instr(); in.op {
 			case opRefFunc:
-				m.isFunction(&r, in.start, in.a)
-				m.refer(in.a)
+				if m.isFunction(&r, in.start, in.a); r.err == nil {
+					m.refer(in.a)
+					m.graph.declared[in.a] = m.graph.declared[in.a] || declares
+				}
 			case opGlobalGet:
 				m.isGlobal(&r, in.start, in.a)
 			}
@@ -111,22 +124,24 @@ func (m *module) referredOutsideCode() error {
 		}
 	}
 	for _, t := range m.tables {
-		in(t.init, t.initBase)
+		in(t.init, t.initBase, false)
 	}
 	for _, g := range m.globals {
-		in(g.init, g.base)
+		in(g.init, g.base, true)
 	}
 	for _, e := range m.elements {
-		in(e.offset, e.offsetBase)
+		in(e.offset, e.offsetBase, false)
 		if e.flags&elementExpressions != 0 {
-			in(e.items, e.itemsBase)
+			in(e.items, e.itemsBase, true)
 			continue
 		}
 		r := reader{buf: e.items, base: e.itemsBase}
 		for r.more() {
 			index := r.u32()
-			m.isFunction(&r, 0, index)
-			m.refer(index)
+			if m.isFunction(&r, 0, index); r.err == nil {
+				m.refer(index)
+				m.graph.declared[index] = true
+			}
 		}
 		if failed == nil {
 			failed = r.err
@@ -180,6 +195,7 @@ func (m *module) scan(i int, o Options) error {
 	if r.err == nil && nesting != ^uint32(0) {
 		r.fail(r.pos, "function ends within a block")
 	}
+	m.typed = m.typed || r.typed
 	f.calls.to = uint32(len(m.graph.edges))
 	f.cost = cost
 	f.frame = m.frameOf(f)
@@ -201,20 +217,47 @@ func (m *module) edge(r *reader, f *function, in instr) {
 		m.isFunction(r, in.start, in.a)
 		if place, ok := m.own(in.a); ok {
 			g.edges = append(g.edges, place)
+		} else {
+			f.loops = true // the host is asked for more than is light
 		}
 		f.loops = f.loops || in.op == opReturnCall
 	case opCallIndirect, opReturnCallIndirect, opCallRef, opReturnCallRef:
 		r.isType(in.start, in.a)
+		if in.op == opCallIndirect || in.op == opReturnCallIndirect {
+			m.isTable(r, in.start, in.b)
+		} else {
+			m.typed = true
+		}
 		g.edges = append(g.edges, m.typeNode(in.a))
 		f.loops = f.loops || in.op == opReturnCallIndirect || in.op == opReturnCallRef
 	case opRefFunc:
-		m.isFunction(r, in.start, in.a)
+		if m.isFunction(r, in.start, in.a); r.err != nil {
+			return
+		}
+		if !g.declared[in.a] {
+			r.fail(in.start, "reference to function %d, which isn't declared", in.a)
+		}
 		m.refer(in.a)
-		g.declared[in.a] = struct{}{}
+		if _, known := g.references[in.a]; !known {
+			g.references[in.a] = uint32(len(g.inOrder))
+			g.inOrder = append(g.inOrder, in.a)
+		}
+	case opTableGet, opTableSet, opTableSize:
+		m.isTable(r, in.start, in.a)
 	case opTableInit:
 		m.isElement(r, in)
+		m.isTable(r, in.start, in.b)
 		f.loops = true
-	case opMemoryGrow, opMemoryInit, opMemoryCopy, opMemoryFill, opTableCopy, opTableGrow, opTableFill:
+	case opTableCopy:
+		m.isTable(r, in.start, in.a)
+		m.isTable(r, in.start, in.b)
+		f.loops = true
+	case opTableGrow, opTableFill:
+		m.isTable(r, in.start, in.a)
+		f.loops = true
+	case opRefAsNonNull, opBrOnNull, opBrOnNonNull:
+		m.typed = true
+	case opMemoryGrow, opMemoryInit, opMemoryCopy, opMemoryFill:
 		f.loops = true
 	}
 }

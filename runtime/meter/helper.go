@@ -67,9 +67,10 @@ const (
 	i64Add     = 0x7c
 	i64Shl     = 0x86
 	i64ExtendU = 0xad
-	drop       = 0x1a
 	selectOp   = 0x1b
 	valueI32   = 0x7f
+
+	valueFuncref = 0x70
 )
 
 // yield is the index of the imported host function: the first behind the
@@ -130,11 +131,17 @@ func (m *module) addHelpers() {
 		getGlobal(m.fuelGlobal()).i32(Refuel).call(m.yield()).op(i32Add).setGlobal(m.fuelGlobal()).
 		getGlobal(m.fuelGlobal()).i32(0).op(i32LtS).brIf0().
 		end().end()
-	// exhausted is called with the stack that is left: if that isn't what is used
-	// up, the fuel is.
-	exhausted := asm{0}.get(0).i32(0).op(i32LtS).block(opIf).
-		i32(Exhausted).call(m.yield()).op(drop, byte(opUnreachable)).end().
-		call(m.helperIndex(helperRefuel)).end()
+	// exhausted is called with the stack that is left: it, or the fuel, is used
+	// up. What the host has added stays apart: callers don't know of it.
+	added := m.stackGlobal() + 1
+	exhausted := asm{0}.
+		get(0).i32(0).op(i32LtS).block(opIf).
+		get(0).getGlobal(added).op(i32Add).i32(0).op(i32LtS).block(opIf).
+		getGlobal(added).i32(Exhausted).call(m.yield()).op(i32Add).setGlobal(added).
+		get(0).getGlobal(added).op(i32Add).i32(0).op(i32LtS).block(opIf).op(byte(opUnreachable)).end().
+		end().end().
+		getGlobal(m.fuelGlobal()).i32(0).op(i32LtS).block(opIf).call(m.helperIndex(helperRefuel)).end().
+		end()
 	// charge takes for n entries or, too much, bytes, and returns n. What can't
 	// be, and so fails, isn't charged.
 	const most = 1 << 17

@@ -5,7 +5,7 @@ import "fmt"
 // Version names what Rewrite does. It changes whenever the same module and
 // options come out differently, and so belongs into the key under which
 // anything made from rewritten modules is kept.
-const Version = "2"
+const Version = "3"
 
 // A rewritten module imports the function HostModule.Yield, of type
 // (i32) -> i32. It is called with one of two reasons.
@@ -18,8 +18,10 @@ const Version = "2"
 // does.
 //
 // Exhausted says that the guest would take more native stack than
-// Options.Stack. The function should not return; if it does, the guest traps at
-// an unreachable instruction.
+// Options.Stack, and than was added to it. The function returns how many bytes
+// are added, for as long as the instance lives; if that isn't enough, none
+// foremost, the guest traps at an unreachable instruction. It may as well not
+// return. Calls beyond Options.Stack are slower.
 const (
 	HostModule = "wisp"
 	Yield      = "yield"
@@ -41,7 +43,8 @@ type Options struct {
 	// *MemoryError; growing beyond fails with -1.
 	MemoryPages uint32
 	// Stack bounds the native stack that nested calls take, in bytes, by an
-	// estimate that is rather too high: 4 MiB.
+	// estimate: 1 MiB. What is taken may be some times that, never as much as
+	// makes the engine give up.
 	Stack uint32
 
 	// What follows bounds what a module's compilation takes. A module beyond is
@@ -78,7 +81,7 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.Table, 1<<18)
 	set(&o.MemoryPages, 1<<16)
-	set(&o.Stack, 4<<20)
+	set(&o.Stack, 1<<20)
 	set(&o.Functions, 1_000_000)
 	set(&o.Body, 7_654_321)
 	set(&o.Locals, 50_000)

@@ -1,8 +1,10 @@
 package meter_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
@@ -23,6 +25,8 @@ type host struct {
 	ration  uint32
 	most    int
 	yields  int
+	// stack is what is added, one after the other; then the guest ends.
+	stack []uint32
 }
 
 func newHost(t *testing.T, ration uint32, most int) *host {
@@ -31,7 +35,12 @@ func newHost(t *testing.T, ration uint32, most int) *host {
 	t.Cleanup(func() { _ = h.runtime.Close(context.Background()) })
 	yield := func(_ context.Context, reason uint32) uint32 {
 		if reason == meter.Exhausted {
-			panic(errExhausted)
+			if len(h.stack) == 0 {
+				panic(errExhausted)
+			}
+			more := h.stack[0]
+			h.stack = h.stack[1:]
+			return more
 		}
 		if h.yields++; h.yields > h.most {
 			panic(errSpent)
@@ -111,6 +120,130 @@ func TestStackIsWholeForEachCall(t *testing.T) {
 	for range 3 {
 		if _, err := m.ExportedFunction("_start").Call(t.Context()); !errors.Is(err, errExhausted) {
 			t.Errorf("got %v, want %v", err, errExhausted)
+		}
+	}
+}
+
+// TestStackIsAddedTo grants more stack, for as long as the instance lives.
+func TestStackIsAddedTo(t *testing.T) {
+	// _start calls itself as often as the global says that is left of 1000 times.
+	deep := wasmtest.Module(
+		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0),
+		wasmtest.Section(6, 1, i32, 1, 0x41, 0xe8, 7, 0x0b),
+		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
+		wasmtest.Section(10, 1, 20, 0,
+			0x23, 0, 0x41, 1, 0x6b, 0x24, 0, // one less
+			0x23, 0, 0x04, 0x40, 0x10, 0, 0x0b, // again, unless that is all
+			0x41, 1, 0x24, 0, // the next call ends at once
+			0x0b))
+	h := newHost(t, meter.MaxRation, 100)
+	h.stack = []uint32{10 << 10, 10 << 10, 1 << 20, 0}
+	m, err := h.instantiate(t, deep, meter.Options{Stack: 10 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := m.ExportedFunction("_start").Call(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(h.stack) != 1 {
+		t.Errorf("got %d grants left, want one", len(h.stack))
+	}
+	h.stack = []uint32{0}
+	m, err = h.instantiate(t, deep, meter.Options{Stack: 10 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ExportedFunction("_start").Call(t.Context()); err == nil || !strings.Contains(err.Error(), "unreachable") {
+		t.Errorf("got %v when nothing is added, want a trap", err)
+	}
+}
+
+// TestBulkOperationsYield fills memory of 6 MiB with one instruction.
+func TestBulkOperationsYield(t *testing.T) {
+	const pages, ration = 100, 10_000
+	fill := []byte{0x41, 0, 0x41, 7, 0x41, 0x80, 0x80, 0x80, 3, 0xfc, 11, 0} // 6 MiB of 7
+	body := append([]byte{1, byte(len(fill) + 2), 0}, fill...)
+	module := wasmtest.Module(
+		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0), wasmtest.Section(5, 1, 0, pages),
+		wasmtest.Section(7, append(append([]byte{2, 6}, "_start"...), 0, 0, 1, 'm', 2, 0)...),
+		wasmtest.Section(10, append(body, 0x0b)...))
+	h := newHost(t, ration, 1000)
+	m, err := h.instantiate(t, module, meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ExportedFunction("_start").Call(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := 6 << 20 / 8 / ration; h.yields < want {
+		t.Errorf("got %d calls of the host, want at least %d", h.yields, want)
+	}
+	filled, _ := m.ExportedMemory("m").Read(0, pages<<16)
+	if got := strings.Count(string(filled), "\x07"); got != 6<<20 {
+		t.Errorf("got %d bytes written, want %d", got, 6<<20)
+	}
+}
+
+// TestTablesAreBoundedTogether grows tables until they don't any more.
+func TestTablesAreBoundedTogether(t *testing.T) {
+	grow := func(table byte) []byte { // by 10, until that fails
+		return []byte{0x03, 0x40, 0xd0, 0x70, 0x41, 10, 0xfc, 15, table, 0x41, 0x7f, 0x47, 0x0d, 0, 0x0b}
+	}
+	body := append(grow(0), grow(1)...)
+	module := wasmtest.Module(
+		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0),
+		wasmtest.Section(4, 3, 0x70, 0, 5, 0x70, 0, 1, 0x70, 1, 4, 4),
+		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
+		wasmtest.Section(10, append(append([]byte{1, byte(len(body) + 2), 0}, body...), 0x0b)...))
+	h := newHost(t, meter.MaxRation, 1000)
+	m, err := h.instantiate(t, module, meter.Options{Table: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ExportedFunction("_start").Call(t.Context()); err != nil {
+		t.Fatal(err) // it would loop for ever
+	}
+	var limit *meter.LimitError
+	if _, err := meter.Rewrite(module, meter.Options{Table: 9}); !errors.As(err, &limit) || limit.Got != 10 || limit.Max != 9 {
+		t.Errorf("got %v, want 10 entries of 9", err)
+	}
+}
+
+// TestReferencesTakeNoMemory makes a million references to a function, each of
+// which the engine would keep.
+func TestReferencesTakeNoMemory(t *testing.T) {
+	body := []byte{0x03, 0x40, 0xd2, 0, 0x1a, 0x0c, 0, 0x0b} // loop; ref.func 0; drop; br 0; end
+	h := newHost(t, 100_000, 100)
+	m, err := h.instantiate(t, wasmtest.Command(body), meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after goruntime.MemStats
+	goruntime.ReadMemStats(&before)
+	if _, err := m.ExportedFunction("_start").Call(t.Context()); !errors.Is(err, errSpent) {
+		t.Fatal(err)
+	}
+	goruntime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+		t.Errorf("got %d bytes allocated", got)
+	}
+}
+
+func TestRewriteIsDeterministic(t *testing.T) {
+	module, err := wasmtest.Puppet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := meter.Rewrite(module, meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		again, err := meter.Rewrite(module, meter.Options{})
+		if err != nil || !bytes.Equal(first, again) {
+			t.Fatalf("got another module: %v", err)
 		}
 	}
 }

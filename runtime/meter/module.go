@@ -65,7 +65,10 @@ type module struct {
 	dataSection []byte
 	dataLengths []uint32
 	functions   []function
-	names       *names
+	// typed says that typed references are used, which the engine has only on
+	// request.
+	typed bool
+	names *names
 
 	graph graph
 	added added
@@ -170,6 +173,7 @@ func decode(input []byte, o Options) (*module, error) {
 		if s.more() {
 			s.fail(s.pos, "section %d is longer than what is in it", id)
 		}
+		m.typed = m.typed || s.typed
 		if s.err != nil {
 			return nil, s.err
 		}
@@ -310,11 +314,17 @@ func (m *module) typeIndex(s *reader) uint32 {
 	return t
 }
 
-// isFunction and isGlobal refuse indices that aren't the module's own: behind
+// isFunction, isTable and isGlobal refuse indices that aren't the module's own: behind
 // those is what the rewritten module adds.
 func (m *module) isFunction(r *reader, at int, index uint32) {
 	if uint64(index) >= uint64(len(m.importTypes)+len(m.functions)) {
 		r.fail(at, "function %d isn't there", index)
+	}
+}
+
+func (m *module) isTable(r *reader, at int, index uint32) {
+	if uint64(index) >= uint64(len(m.tables)) {
+		r.fail(at, "table %d isn't there", index)
 	}
 }
 
@@ -434,6 +444,8 @@ func (m *module) readExports(s *reader) {
 			m.isFunction(s, at, e.index)
 		case kindGlobal:
 			m.isGlobal(s, at, e.index)
+		case kindTable:
+			m.isTable(s, at, e.index)
 		}
 		m.exports = append(m.exports, e)
 	}
@@ -448,7 +460,12 @@ const (
 
 func (m *module) readElements(s *reader) {
 	for n := s.count(); n > 0 && s.err == nil; n-- {
-		m.elements = append(m.elements, readElement(s))
+		at := s.pos
+		e := readElement(s)
+		if e.flags&elementInactive == 0 {
+			m.isTable(s, at, e.table)
+		}
+		m.elements = append(m.elements, e)
 	}
 }
 

@@ -27,6 +27,8 @@ const (
 	opReturnCallRef      opcode = 0x15
 	opSelectTyped        opcode = 0x1c
 	opTryTable           opcode = 0x1f
+	opTableGet           opcode = 0x25
+	opTableSet           opcode = 0x26
 	opLocalGet           opcode = 0x20
 	opLocalSet           opcode = 0x21
 	opLocalTee           opcode = 0x22
@@ -38,6 +40,7 @@ const (
 	opI64Const           opcode = 0x42
 	opRefNull            opcode = 0xd0
 	opRefFunc            opcode = 0xd2
+	opRefAsNonNull       opcode = 0xd4
 	opBrOnNull           opcode = 0xd5
 	opBrOnNonNull        opcode = 0xd6
 
@@ -135,7 +138,7 @@ func plainOpcodes(set func(row, from, to int, is shape, cost uint16)) {
 	set(rowPlain, 0x0c, 0x0d, index, 1)
 	one(0x0e, brTable, 4)
 	one(0x0f, plain, 1)
-	one(0x10, index, call)
+	one(0x10, index, call) // see hostCall
 	one(0x11, twoIndex, call+4)
 	one(0x12, index, call)
 	one(0x13, twoIndex, call+4)
@@ -164,7 +167,7 @@ func plainOpcodes(set func(row, from, to int, is shape, cost uint16)) {
 	set(rowPlain, 0xa8, 0xb1, plain, 2) // truncations
 	one(0xd0, heap, 0)
 	one(0xd1, plain, 1)
-	one(0xd2, index, 100) // a call of the engine
+	one(0xd2, index, 4) // see reference
 	one(0xd4, plain, 1)
 	set(rowPlain, 0xd5, 0xd6, index, 1)
 }

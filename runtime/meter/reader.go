@@ -27,6 +27,9 @@ type reader struct {
 	base int // of buf in the module
 	// types is the number of types that there are to refer to.
 	types uint32
+	// typed says that a type of references other than funcref and externref was
+	// read.
+	typed bool
 	err   error
 }
 
@@ -162,6 +165,7 @@ func (r *reader) valueType() []byte {
 
 func (r *reader) heapType() {
 	at := r.pos
+	r.typed = true
 	switch t := r.signed(33); {
 	case t == -0x10 || t == -0x11 || t == -0x17:
 	case t < 0:

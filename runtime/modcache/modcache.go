@@ -1,34 +1,36 @@
 // Package modcache turns a module's digest into compiled code that can be
 // instantiated.
 //
-// It holds the node's one wazero.Runtime, with WASI preview 1 in it, and keeps
-// what it compiled twice: in memory, the least recently used out first, and as
-// wazero's compilation cache on disk, from which loading is some ten times
-// faster than compiling. A module in use is never closed: whoever looks one up
-// holds a reference until the instance exists.
+// It holds the node's one wazero.Runtime, with what guests may import in it, and
+// keeps what was compiled twice: in memory and on disk, from which loading is
+// some ten times faster than compiling, each the least recently used out first.
+// A module in use is never closed: whoever looks one up holds a reference until
+// the instance exists.
 //
-// Compiling runs in goroutines that belong to the Cache, a bounded number at
-// once; all who want the same module wait for one of them. Cache.Close joins
-// them.
+// What it can't find is compiled by another (Config.Compile; see
+// runtime/compile), a bounded number at once; all who want the same module wait
+// for one. Modules are metered before they are compiled, and this process
+// compiles none. Loading runs in goroutines that belong to the Cache, which
+// Close joins.
 package modcache
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	goruntime "runtime"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/tetratelabs/wazero"
 	wazeroapi "github.com/tetratelabs/wazero/api"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/wasi"
@@ -46,27 +48,35 @@ type Config struct {
 	// Dir holds compiled code. It is made 0700: who can write there runs
 	// whatever they like inside the node.
 	Dir string
-	// Modules is how many compiled modules stay in memory.
-	Modules int
+	// Memory bounds the compiled modules that stay in memory, and Disk those in
+	// Dir, in bytes of code and of rewritten modules.
+	Memory, Disk int64
 	// Load returns the bytes of the module with the given digest.
 	Load func(digest string) ([]byte, error)
+	// Compile rewrites and compiles module into the folder out, as
+	// compile.Here does. Its context ends with the Cache.
+	Compile func(ctx context.Context, module []byte, out string) error
 }
 
 // Cache compiles modules and keeps them. It is safe for concurrent use.
 type Cache struct {
-	load    func(digest string) ([]byte, error)
-	dir     string
-	runtime wazero.Runtime
-	disk    wazero.CompilationCache
-	// compiling holds one token for each module being compiled.
-	compiling chan struct{}
-	joined    sync.WaitGroup // the goroutines of compile
-	stop      context.Context
-	cancel    context.CancelFunc
+	load     func(digest string) ([]byte, error)
+	compile  func(ctx context.Context, module []byte, out string) error
+	budget   int64
+	runtime  wazero.Runtime
+	compiled wazero.CompilationCache
+	disk     *disk
+	// compiling and loading hold one token for each module being compiled and
+	// loaded. What is slow to compile must not keep others from being loaded.
+	compiling, loading chan struct{}
+	joined             sync.WaitGroup // the goroutines of fill
+	stop               context.Context
+	cancel             context.CancelFunc
 
 	mu      sync.Mutex
 	closed  bool
 	entries *simplelru.LRU[string, *entry]
+	size    int64 // of entries together
 }
 
 // entry is one module. It is closed when it has left the LRU and nobody refers
@@ -75,6 +85,7 @@ type entry struct {
 	ready  chan struct{} // closed once module or err is set
 	module wazero.CompiledModule
 	needs  memory.Needs
+	size   int64 // estimated bytes in memory, under Cache.mu
 	err    error
 
 	refs    int  // under Cache.mu; compile holds one too
@@ -83,29 +94,31 @@ type entry struct {
 
 // New opens the cache in cfg.Dir, making it if it isn't there.
 func New(cfg Config) (*Cache, error) {
-	if err := makePrivate(cfg.Dir); err != nil {
+	if cfg.Memory <= 0 || cfg.Disk <= 0 {
+		return nil, fmt.Errorf("memory, disk = %d, %d, must be above 0", cfg.Memory, cfg.Disk)
+	}
+	disk, err := openDisk(cfg.Dir, cfg.Disk)
+	if err != nil {
 		return nil, fmt.Errorf("open compilation cache: %w", err)
 	}
-	disk, err := wazero.NewCompilationCacheWithDir(cfg.Dir)
+	compiled, err := wazero.NewCompilationCacheWithDir(disk.codeDir())
 	if err != nil {
 		return nil, fmt.Errorf("open compilation cache: %w", err)
 	}
 	c := &Cache{
 		load:      cfg.Load,
-		dir:       cfg.Dir,
+		compile:   cfg.Compile,
+		budget:    cfg.Memory,
 		disk:      disk,
-		compiling: make(chan struct{}, max(1, goruntime.GOMAXPROCS(0)/2)),
+		compiled:  compiled,
+		compiling: make(chan struct{}, max(2, goruntime.GOMAXPROCS(0))),
+		loading:   make(chan struct{}, max(1, goruntime.GOMAXPROCS(0)/2)),
 	}
-	if c.entries, err = simplelru.NewLRU(cfg.Modules, c.evict); err != nil {
-		return nil, fmt.Errorf("modules = %d, must be above 0", cfg.Modules)
+	if c.entries, err = simplelru.NewLRU(unbounded, c.evict); err != nil {
+		return nil, err
 	}
 	c.stop, c.cancel = context.WithCancel(context.Background())
-	c.runtime = wazero.NewRuntimeWithConfig(c.stop, wazero.NewRuntimeConfigCompiler().
-		WithCompilationCache(disk).
-		// See ../RATIONALE.md "What stops a guest today?".
-		WithCloseOnContextDone(true).
-		// Its reader would parse whatever a guest's DWARF sections hold.
-		WithDebugInfoEnabled(false))
+	c.runtime = wazero.NewRuntimeWithConfig(c.stop, compile.RuntimeConfig().WithCompilationCache(compiled))
 	if err := wasi.Instantiate(c.stop, c.runtime); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -115,15 +128,7 @@ func New(cfg Config) (*Cache, error) {
 	return c, nil
 }
 
-func makePrivate(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return os.Chmod(dir, 0o700) // one that was there already
-}
-
-// Close waits for compilations under way, which can't be cut short, and frees
-// everything. Every Module must have been released and every instance closed.
+// Close ends compilations under way and frees everything. Every Module must have been released and every instance closed.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -135,7 +140,7 @@ func (c *Cache) Close() error {
 	c.entries.Purge()
 	c.mu.Unlock()
 	ctx := context.Background() // neither call blocks
-	if err := errors.Join(c.runtime.Close(ctx), c.disk.Close(ctx)); err != nil {
+	if err := errors.Join(c.runtime.Close(ctx), c.compiled.Close(ctx)); err != nil {
 		return fmt.Errorf("close compiled modules: %w", err)
 	}
 	return nil
@@ -205,6 +210,7 @@ func (m Module) Release() {
 
 // evict is called by the LRU for what leaves it. c.mu is held.
 func (c *Cache) evict(_ string, e *entry) {
+	c.size -= e.size
 	e.evicted = true
 	e.closeIfLast()
 }
@@ -216,84 +222,114 @@ func (e *entry) closeIfLast() {
 	}
 }
 
-// fill compiles the module of e and makes e ready. A failure isn't kept.
+// errorSize is what an entry without a module counts.
+const errorSize = 8 << 10
+
+// fill brings the module of e and makes e ready. That a module is unusable is
+// kept as well: finding out may have taken a minute. Another failure isn't.
 func (c *Cache) fill(digest string, e *entry) {
-	e.err = c.build(digest, e)
+	size, err := c.bring(digest, e)
+	e.err = err
 	c.mu.Lock()
-	if current, _ := c.entries.Peek(digest); e.err != nil && current == e {
-		c.entries.Remove(digest)
+	if current, _ := c.entries.Peek(digest); current == e {
+		if err != nil && !errors.Is(err, api.ErrUnusable) {
+			c.entries.Remove(digest)
+		} else {
+			e.size = size + errorSize
+			c.size += e.size
+			c.trim()
+		}
 	}
 	c.mu.Unlock()
 	close(e.ready)
 	Module{c, e}.Release()
 }
 
-// build loads, compiles and checks the module of e once its turn has come.
-func (c *Cache) build(digest string, e *entry) error {
+// trim puts out what was used least recently until the rest is within the
+// budget. The last one stays: it is wanted now. c.mu is held.
+func (c *Cache) trim() {
+	for c.size > c.budget && c.entries.Len() > 1 {
+		c.entries.RemoveOldest()
+	}
+}
+
+// bring loads the module of e from disk, where it is compiled to first if it
+// isn't there. It returns the module's size.
+func (c *Cache) bring(digest string, e *entry) (int64, error) {
+	key := keyOf(digest)
+	size, found, err := c.fromDisk(key, digest, e)
+	if found || err != nil {
+		return size, err
+	}
+	if err := c.toDisk(key, digest); err != nil {
+		return 0, err
+	}
+	if size, found, err = c.fromDisk(key, digest, e); !found && err == nil {
+		err = fmt.Errorf("module %s is not on disk right after it was compiled", digest)
+	}
+	return size, err
+}
+
+// keyOf returns the name of a module's files: another way of rewriting makes
+// other files.
+func keyOf(digest string) string {
+	sum := sha256.Sum256([]byte(compile.Version + " " + digest))
+	return hex.EncodeToString(sum[:])
+}
+
+// fromDisk makes e of what is on disk, if it is there.
+func (c *Cache) fromDisk(key, digest string, e *entry) (size int64, found bool, err error) {
+	select {
+	case c.loading <- struct{}{}:
+		defer func() { <-c.loading }()
+	case <-c.stop.Done():
+		return 0, false, errClosed
+	}
+	found, err = c.disk.use(key, func(module []byte, n int64) error {
+		size = n
+		return c.link(digest, module, e)
+	})
+	return size, found, err
+}
+
+// toDisk has a module compiled once its turn has come.
+func (c *Cache) toDisk(key, digest string) error {
 	select {
 	case c.compiling <- struct{}{}:
 		defer func() { <-c.compiling }()
 	case <-c.stop.Done():
 		return errClosed
 	}
-	binary, err := c.load(digest)
+	module, err := c.load(digest)
 	if err != nil {
 		return err
 	}
-	module, err := c.compile(binary)
-	if isStale(err) {
-		if err := c.clearDisk(); err != nil {
-			return fmt.Errorf("clear compilation cache: %w", err)
-		}
-		module, err = c.compile(binary)
-	}
+	out, err := c.disk.begin()
 	if err != nil {
-		return unusable(fmt.Errorf("compile module %s: %w", digest, err))
+		return fmt.Errorf("compile module %s: %w", digest, err)
 	}
-	if err := c.checkImports(module); err != nil {
-		_ = module.Close(c.stop)
-		return api.Unusable(fmt.Errorf("link module %s: %w", digest, err))
+	defer os.RemoveAll(out)
+	if err := c.compile(c.stop, module, out); err != nil {
+		return fmt.Errorf("compile module %s: %w", digest, err)
 	}
-	e.module, e.needs = module, needsOf(binary)
+	if err := c.disk.add(key, out); err != nil {
+		return fmt.Errorf("keep module %s: %w", digest, err)
+	}
 	return nil
 }
 
-// compile turns a panic of the compiler, which is a fault that this module has
-// found in it, into an error: it shouldn't end the other modules too.
-func (c *Cache) compile(binary []byte) (module wazero.CompiledModule, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("the compiler panicked: %v", r)
-		}
-	}()
-	return c.runtime.CompileModule(c.stop, binary)
-}
-
-// isStale reports whether err is of a file in the compilation cache that can't
-// be read back, of which wazero gives up each time.
-func isStale(err error) bool {
-	return err != nil && strings.HasPrefix(err.Error(), "compilationcache: ")
-}
-
-// clearDisk removes all files of the compilation cache; those of other modules
-// are written again when they are compiled next.
-func (c *Cache) clearDisk() error {
-	files, err := filepath.Glob(filepath.Join(c.dir, "*", "*"))
-	for _, file := range files {
-		if gone := os.Remove(file); !errors.Is(gone, fs.ErrNotExist) {
-			err = errors.Join(err, gone)
-		}
+// link makes e of a rewritten module, whose code is in the compilation cache.
+func (c *Cache) link(digest string, module []byte, e *entry) error {
+	compiled, err := c.runtime.CompileModule(c.stop, module)
+	if err != nil {
+		return fmt.Errorf("load module %s: %w", digest, err)
 	}
-	return err
-}
-
-// unusable marks err as the module's fault unless it is the machine's.
-func unusable(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return err
+	if err := c.checkImports(compiled); err != nil {
+		_ = compiled.Close(c.stop)
+		return api.Unusable(fmt.Errorf("link module %s: %w", digest, err))
 	}
-	return api.Unusable(err)
+	e.module, e.needs = compiled, needsOf(module)
+	return nil
 }
 
 // checkImports names every import that doesn't exist; instantiating would stop

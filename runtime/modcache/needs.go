@@ -3,6 +3,7 @@ package modcache
 import (
 	"encoding/binary"
 
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/memory"
 )
 
@@ -28,7 +29,7 @@ const (
 
 // needsOf returns what an instance of module takes, which wazero has compiled.
 func needsOf(module []byte) memory.Needs {
-	needs := memory.Needs{Fixed: instanceSize}
+	needs := memory.Needs{Fixed: instanceSize + compile.Stack}
 	for r := (reader{module[len(header):]}); len(r.rest) > 0; {
 		id, content := r.section()
 		in := reader{content}

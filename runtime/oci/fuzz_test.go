@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,29 +16,32 @@ import (
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
 )
 
-// FuzzFindFile: whatever a layer is, the walker ends, keeps at most one file,
-// reads no more of it than is there, and hands over only what it says it found.
-func FuzzFindFile(f *testing.F) {
-	f.Add(tarOf(f, file{name: "fn.wasm", content: module}), "fn.wasm")
-	f.Add(tarOf(f, file{name: "./a/../fn.wasm", content: module}), "fn.wasm")
-	f.Add(tarOf(f, file{name: "a/.wh..wh..opq"}, file{name: ".wh.a"}), "a/b")
-	f.Add(tarOf(f, file{name: "fn.wasm", kind: tar.TypeSymlink}), "fn.wasm")
-	f.Add([]byte("no tar"), "x")
-	f.Fuzz(func(t *testing.T, layer []byte, name string) {
-		if modulePath(name, "/") != name {
-			t.Skip() // not a clean path, as findFile wants it
+// FuzzUnpack: whatever a layer is, unpacking ends, stays in its folder and
+// within its bounds, and blames nobody but the layer.
+func FuzzUnpack(f *testing.F) {
+	f.Add(tarOf(f, file{name: "fn.wasm", content: module}))
+	f.Add(tarOf(f, file{name: "./a/../fn.wasm", content: module}, file{name: "fn.wasm/below"}))
+	f.Add(tarOf(f, file{name: "a/b"}, file{name: "a/.wh..wh..opq"}, file{name: ".wh.a"}))
+	f.Add(tarOf(f, file{name: "up", kind: tar.TypeSymlink, link: "../../.."}, file{name: "up/x", content: module}))
+	f.Add(tarOf(f, file{name: "hard", kind: tar.TypeLink, link: "../../etc/passwd"}))
+	f.Add([]byte("no tar"))
+	f.Fuzz(func(t *testing.T, archive []byte) {
+		around := t.TempDir()
+		if err := os.Mkdir(filepath.Join(around, "root"), 0o700); err != nil {
+			t.Fatal(err)
 		}
-		kept := 0
-		at, err := findFile(&bounded{r: bytes.NewReader(layer), left: 1 << 20, limit: 1 << 20}, name, func(r io.Reader) error {
-			kept++
-			n, err := io.Copy(io.Discard, &bounded{r: r, left: 1 << 16, limit: 1 << 16})
-			if n > 1<<16 {
-				t.Errorf("%d bytes got past the bound", n)
-			}
-			return err
-		})
-		if kept > 1 || err == nil && (kept == 1) != (at == present) {
-			t.Errorf("kept %d files, found %v, %v", kept, at, err)
+		root, err := os.OpenRoot(filepath.Join(around, "root"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		err = (&unpacker{root: root}).apply(&bounded{r: bytes.NewReader(archive), left: 1 << 20, limit: 1 << 20})
+		if broken := new(contentError); err != nil && !errors.As(err, &broken) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("got %v, want an error of the layer's", err)
+		}
+		beside, err := os.ReadDir(around)
+		if err != nil || len(beside) != 1 {
+			t.Errorf("beside the folder there is %v (%v)", beside, err)
 		}
 	})
 }

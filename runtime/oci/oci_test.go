@@ -71,6 +71,18 @@ func (r *testRegistry) onRequest(f func(http.ResponseWriter, *http.Request) bool
 	r.intercept.Store(&f)
 }
 
+// protect lets only this user in.
+func (r *testRegistry) protect(user, password string) {
+	r.onRequest(func(w http.ResponseWriter, q *http.Request) bool {
+		if u, p, ok := q.BasicAuth(); ok && u == user && p == password {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+}
+
 // count returns how many requests so far contain what.
 func (r *testRegistry) count(what string) int {
 	r.mu.Lock()
@@ -86,7 +98,7 @@ func (r *testRegistry) count(what string) int {
 
 func newStore(t testing.TB, size int64) *Store {
 	t.Helper()
-	s, err := NewStore(StoreConfig{Dir: t.TempDir(), ModuleSize: size})
+	s, err := NewStore(StoreConfig{Dir: t.TempDir(), ModuleSize: size, Budget: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,18 +134,24 @@ func TestPushThenPull(t *testing.T) {
 	}
 	s := newStore(t, 1<<20)
 	want := Image{
-		Reference:    r.host + "/fn@" + digest,
-		Digest:       digest,
-		ModuleDigest: moduleDigest(module),
-		ModulePath:   "fn.wasm",
-		ModuleSize:   int64(len(module)),
-		Labels:       map[string]string{"wisp.dev/abi": "argv"},
+		Reference: r.host + "/fn@" + digest,
+		Digest:    digest,
+		Module: Module{
+			ModuleDigest: moduleDigest(module),
+			ModulePath:   "fn.wasm",
+			ModuleSize:   int64(len(module)),
+		},
+		Labels: map[string]string{"wisp.dev/abi": "argv"},
 	}
-	for _, name := range []string{ref, r.host + "/fn@" + digest, r.host + "/fn:v2"} {
-		got, err := s.Pull(t.Context(), name)
+	for i, name := range []string{ref, r.host + "/fn@" + digest, r.host + "/fn:v2"} {
+		got, err := s.Pull(t.Context(), Request{Reference: name})
 		if err != nil {
 			t.Fatal(err)
 		}
+		if want.Cached = i > 0; got.Size == 0 {
+			t.Error("the image has no size")
+		}
+		got.Size = 0
 		if diff := cmp.Diff(got, want, cmp.FilterValues(func(a, b []string) bool { return len(a)+len(b) == 0 }, cmp.Ignore())); diff != "" {
 			t.Errorf("pull %s: got -, want +:\n%s", name, diff)
 		}
@@ -154,16 +172,16 @@ func TestPulledDigestNeedsNoRegistry(t *testing.T) {
 	r := newRegistry(t)
 	ref, digest := pushModule(t, r, "v1")
 	s := newStore(t, 1<<20)
-	if _, err := s.Pull(t.Context(), ref); err != nil {
+	if _, err := s.Pull(t.Context(), Request{Reference: ref}); err != nil {
 		t.Fatal(err)
 	}
-	reopened, err := NewStore(StoreConfig{Dir: s.dir, ModuleSize: 1 << 20})
+	reopened, err := NewStore(StoreConfig{Dir: s.dir, ModuleSize: 1 << 20, Budget: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reopened.Close()
 	before := r.count("")
-	if _, err := reopened.Pull(t.Context(), r.host+"/fn@"+digest); err != nil {
+	if _, err := reopened.Pull(t.Context(), Request{Reference: r.host + "/fn@" + digest}); err != nil {
 		t.Error(err)
 	}
 	if n := r.count("") - before; n != 0 {
@@ -202,6 +220,7 @@ type file struct {
 	name    string
 	content []byte
 	kind    byte
+	link    string
 }
 
 func layer(t testing.TB, files ...file) v1.Layer {
@@ -223,9 +242,7 @@ func tarOf(t testing.TB, files ...file) []byte {
 		if f.kind == 0 {
 			h.Typeflag = tar.TypeReg
 		}
-		if f.kind == tar.TypeSymlink {
-			h.Linkname = "elsewhere"
-		}
+		h.Linkname = f.link
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
@@ -249,6 +266,16 @@ func image(t testing.TB, config v1.Config, layers ...v1.Layer) v1.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// artifactOf returns a Wasm OCI artifact with one layer.
+func artifactOf(t testing.TB, module v1.Layer, layer, manifest map[string]string) v1.Image {
+	t.Helper()
+	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: module, Annotations: layer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mutate.ConfigMediaType(mutate.Annotations(img, manifest).(v1.Image), wasmConfig)
 }
 
 func entrypoint(argv ...string) v1.Config { return v1.Config{Entrypoint: argv} }
@@ -293,6 +320,11 @@ func TestPullFindsTheModule(t *testing.T) {
 		"upper layer wins":          {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: other}), plain), "fn.wasm", nil},
 		"lower layer":               {image(t, entrypoint("fn.wasm"), plain, layer(t, file{name: "readme"})), "fn.wasm", nil},
 		"file beside its whiteout":  {image(t, entrypoint("a/fn.wasm"), layer(t, file{name: "a/.wh..wh..opq"}, file{name: "a/fn.wasm", content: module})), "a/fn.wasm", nil},
+		"twice in a layer":          {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: other}, file{name: "fn.wasm", content: module})), "fn.wasm", nil},
+		"symlink":                   {image(t, entrypoint("run"), layer(t, file{name: "bin/fn.wasm", content: module}, file{name: "run", kind: tar.TypeSymlink, link: "/bin/fn.wasm"})), "run", nil},
+		"hard link":                 {image(t, entrypoint("run"), layer(t, file{name: "fn.wasm", content: module}, file{name: "run", kind: tar.TypeLink, link: "fn.wasm"})), "run", nil},
+		"artifact":                  {mutate.ConfigMediaType(image(t, v1.Config{}, static.NewLayer(module, wasmLayer)), wasmConfig), "module.wasm", nil},
+		"older artifact":            {image(t, v1.Config{}, static.NewLayer(module, wasmContentType)), "module.wasm", nil},
 		"index, wasip1/wasm":        {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: native, Descriptor: on("linux", "amd64")}, mutate.IndexAddendum{Add: wasm, Descriptor: on("wasip1", "wasm")}), "fn.wasm", nil},
 		"index, wasi/wasm":          {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: native, Descriptor: on("linux", "amd64")}, mutate.IndexAddendum{Add: wasm, Descriptor: on("wasi", "wasm")}), "fn.wasm", nil},
 		"index, the only entry":     {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: wasm, Descriptor: on("linux", "amd64")}), "fn.wasm", nil},
@@ -303,7 +335,7 @@ func TestPullFindsTheModule(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ref := r.host + "/case:v1"
 			write(t, ref, tc.image)
-			got, err := newStore(t, 1<<20).Pull(t.Context(), ref)
+			got, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: ref})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -320,35 +352,41 @@ func TestPullFindsTheModule(t *testing.T) {
 
 func TestPullRefuses(t *testing.T) {
 	good := file{name: "fn.wasm", content: module}
-	artifact := static.NewLayer(module, "application/wasm")
+	other := static.NewLayer(module, "application/x-other")
 	big := make([]byte, 1<<20)
 	copy(big, module)
 	tests := map[string]struct {
 		image remote.Taggable
 		want  string
 	}{
-		"layer type":        {image(t, entrypoint("fn.wasm"), artifact), `not a wasm image: layer media type "application/wasm"`},
-		"foreign layer":     {image(t, entrypoint("fn.wasm"), static.NewLayer(module, types.DockerForeignLayer)), "foreign"},
-		"no layers":         {image(t, entrypoint("fn.wasm")), "0 layers"},
-		"no entrypoint":     {image(t, v1.Config{}, layer(t, good)), "neither ENTRYPOINT nor CMD"},
-		"empty entrypoint":  {image(t, entrypoint(""), layer(t, good)), "ENTRYPOINT names no file"},
-		"root":              {image(t, entrypoint("/.."), layer(t, good)), "ENTRYPOINT names no file"},
-		"missing":           {image(t, entrypoint("/other.wasm"), layer(t, good)), `entrypoint "/other.wasm" not found in image (platform linux/amd64)`},
-		"removed":           {image(t, entrypoint("fn.wasm"), layer(t, good), layer(t, file{name: ".wh.fn.wasm"})), "not found"},
-		"folder removed":    {image(t, entrypoint("a/fn.wasm"), layer(t, file{name: "a/fn.wasm", content: module}), layer(t, file{name: ".wh.a"})), "not found"},
-		"folder opaque":     {image(t, entrypoint("a/fn.wasm"), layer(t, file{name: "a/fn.wasm", content: module}), layer(t, file{name: "a/.wh..wh..opq"})), "not found"},
-		"native":            {image(t, entrypoint("sh"), layer(t, file{name: "sh", content: []byte("\x7fELF\x02\x01\x01\x00....")})), `entrypoint "sh": not a wasm module: starts with 7f 45 4c 46`},
-		"component":         {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: wasmtest.Component})), "a WASI p2 component"},
-		"empty file":        {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm"})), "not a wasm module"},
-		"symlink":           {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeSymlink})), "not a regular file"},
-		"directory":         {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeDir})), "not a regular file"},
-		"twice":             {image(t, entrypoint("fn.wasm"), layer(t, good, good)), "twice"},
-		"no tar":            {image(t, entrypoint("fn.wasm"), static.NewLayer(bytes.Repeat([]byte("no tar "), 200), types.OCIUncompressedLayer)), "invalid tar header"},
-		"module too large":  {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: big})), "guest.moduleSize = 65536"},
-		"layers too large":  {image(t, entrypoint("fn.wasm"), static.NewLayer(make([]byte, 40<<10), types.OCIUncompressedLayer), static.NewLayer(make([]byte, 40<<10+1), types.OCIUncompressedLayer)), "together"},
-		"bomb beside it":    {image(t, entrypoint("fn.wasm"), layer(t, good, file{name: "zeros", content: make([]byte, 4<<20)})), "unpacks to more than"},
-		"index without any": {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image(t, entrypoint("fn.wasm"), layer(t, good)), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}}, mutate.IndexAddendum{Add: image(t, entrypoint("x"), layer(t, good)), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}}}), "found linux/amd64, linux/arm64"},
-		"empty index":       {empty.Index, "no entry of 0"},
+		"layer type":         {image(t, entrypoint("fn.wasm"), other), `not a wasm image: layer media type "application/x-other"`},
+		"empty artifact":     {mutate.ConfigMediaType(image(t, v1.Config{}, other), wasmConfig), `not a wasm artifact: none of 1 layers has media type "application/wasm"`},
+		"two in an artifact": {image(t, v1.Config{}, static.NewLayer(module, wasmLayer), static.NewLayer(append(bytes.Clone(module), wasmtest.Section(0, 1, 'x')...), wasmLayer)), "with 2 modules"},
+		"component artifact": {image(t, v1.Config{}, static.NewLayer(wasmtest.Component, wasmLayer)), "a WASI p2 component"},
+		"large artifact":     {image(t, v1.Config{}, static.NewLayer(big, wasmLayer)), "together"},
+		"foreign layer":      {image(t, entrypoint("fn.wasm"), static.NewLayer(module, types.DockerForeignLayer)), "foreign"},
+		"no layers":          {image(t, entrypoint("fn.wasm")), "0 layers"},
+		"no entrypoint":      {image(t, v1.Config{}, layer(t, good)), "neither ENTRYPOINT nor CMD"},
+		"empty entrypoint":   {image(t, entrypoint(""), layer(t, good)), "ENTRYPOINT names no file"},
+		"root":               {image(t, entrypoint("/.."), layer(t, good)), "ENTRYPOINT names no file"},
+		"missing":            {image(t, entrypoint("/other.wasm"), layer(t, good)), `entrypoint "/other.wasm" not found in image (platform linux/amd64)`},
+		"removed":            {image(t, entrypoint("fn.wasm"), layer(t, good), layer(t, file{name: ".wh.fn.wasm"})), "not found"},
+		"folder removed":     {image(t, entrypoint("a/fn.wasm"), layer(t, file{name: "a/fn.wasm", content: module}), layer(t, file{name: ".wh.a"})), "not found"},
+		"folder opaque":      {image(t, entrypoint("a/fn.wasm"), layer(t, file{name: "a/fn.wasm", content: module}), layer(t, file{name: "a/.wh..wh..opq"})), "not found"},
+		"native":             {image(t, entrypoint("sh"), layer(t, file{name: "sh", content: []byte("\x7fELF\x02\x01\x01\x00....")})), `entrypoint "sh": not a wasm module: starts with 7f 45 4c 46`},
+		"component":          {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: wasmtest.Component})), "a WASI p2 component"},
+		"empty file":         {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm"})), "not a wasm module"},
+		"dangling symlink":   {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeSymlink, link: "elsewhere"})), "not found"},
+		"symlink outside":    {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeSymlink, link: "../../../../../../etc/passwd"})), "escapes"},
+		"file as a folder":   {image(t, entrypoint("fn.wasm"), layer(t, good, file{name: "fn.wasm/x"}, file{name: "fn.wasm/x/y"})), "not a directory"},
+		"hard link outside":  {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeLink, link: "/../../etc/passwd"})), "etc/passwd"},
+		"directory":          {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", kind: tar.TypeDir})), "not a regular file"},
+		"no tar":             {image(t, entrypoint("fn.wasm"), static.NewLayer(bytes.Repeat([]byte("no tar "), 200), types.OCIUncompressedLayer)), "invalid tar header"},
+		"module too large":   {image(t, entrypoint("fn.wasm"), layer(t, file{name: "fn.wasm", content: big})), "guest.moduleSize = 65536"},
+		"layers too large":   {image(t, entrypoint("fn.wasm"), static.NewLayer(make([]byte, 40<<10), types.OCIUncompressedLayer), static.NewLayer(make([]byte, 40<<10+1), types.OCIUncompressedLayer)), "together"},
+		"bomb beside it":     {image(t, entrypoint("fn.wasm"), layer(t, good, file{name: "zeros", content: make([]byte, 4<<20)})), "unpacks to more than"},
+		"index without any":  {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image(t, entrypoint("fn.wasm"), layer(t, good)), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}}, mutate.IndexAddendum{Add: image(t, entrypoint("x"), layer(t, good)), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}}}), "found linux/amd64, linux/arm64"},
+		"empty index":        {empty.Index, "no entry of 0"},
 	}
 	r := newRegistry(t)
 	for name, tc := range tests {
@@ -356,7 +394,7 @@ func TestPullRefuses(t *testing.T) {
 			ref := r.host + "/case:v1"
 			write(t, ref, tc.image)
 			s := newStore(t, 64<<10)
-			_, err := s.Pull(t.Context(), ref)
+			_, err := s.Pull(t.Context(), Request{Reference: ref})
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.HasPrefix(err.Error(), "pull "+ref+": ") {
 				t.Errorf("got %v, want an error with %q", err, tc.want)
 			}
@@ -386,7 +424,7 @@ func files(t *testing.T, s *Store) []string {
 }
 
 func TestPullBadName(t *testing.T) {
-	_, err := newStore(t, 1<<20).Pull(t.Context(), "http://x/y")
+	_, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: "http://x/y"})
 	if !errors.Is(err, api.ErrUnusable) || !strings.Contains(err.Error(), "image name") {
 		t.Errorf("got %v, want ErrUnusable", err)
 	}
@@ -461,7 +499,7 @@ func TestPullRegistryFaults(t *testing.T) {
 			ref, _ := pushModule(t, r, "v1")
 			r.onRequest(tc.answer)
 			s := newStore(t, 1<<20)
-			_, err := s.Pull(t.Context(), ref)
+			_, err := s.Pull(t.Context(), Request{Reference: ref})
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want an error with %q", err, tc.want)
 			}
@@ -473,7 +511,7 @@ func TestPullRegistryFaults(t *testing.T) {
 			}
 			// The fault passes, and nothing of it was kept.
 			r.intercept.Store(nil)
-			if _, err := s.Pull(t.Context(), ref); err != nil {
+			if _, err := s.Pull(t.Context(), Request{Reference: ref}); err != nil {
 				t.Errorf("after the fault: %v", err)
 			}
 		})
@@ -501,13 +539,13 @@ func TestPullVerifiesBeforeItJudges(t *testing.T) {
 		_, _ = w.Write(forged)
 		return true
 	})
-	if _, err := newStore(t, 1<<20).Pull(t.Context(), ref); !errors.Is(err, api.ErrImagePull) || errors.Is(err, api.ErrUnusable) {
+	if _, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: ref}); !errors.Is(err, api.ErrImagePull) || errors.Is(err, api.ErrUnusable) {
 		t.Errorf("got %v, want ErrImagePull", err)
 	}
 }
 
 func TestPullUnreachable(t *testing.T) {
-	_, err := newStore(t, 1<<20).Pull(t.Context(), "127.0.0.1:1/fn:v1")
+	_, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: "127.0.0.1:1/fn:v1"})
 	if !errors.Is(err, api.ErrImagePull) {
 		t.Errorf("got %v, want ErrImagePull", err)
 	}
@@ -561,10 +599,10 @@ func TestPullsAreJoined(t *testing.T) {
 	const callers = 20
 	errs := make(chan error, callers)
 	first, leave := context.WithCancel(t.Context())
-	go func() { _, err := s.Pull(first, ref); errs <- err }()
+	go func() { _, err := s.Pull(first, Request{Reference: ref}); errs <- err }()
 	<-g.reached
 	for range callers - 1 {
-		go func() { _, err := s.Pull(t.Context(), ref); errs <- err }()
+		go func() { _, err := s.Pull(t.Context(), Request{Reference: ref}); errs <- err }()
 	}
 	waitFor(t, s, callers)
 	// That the first caller leaves is nothing to the others.
@@ -590,7 +628,7 @@ func TestPullEndsWithItsLastCaller(t *testing.T) {
 	g := r.gate()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { _, err := s.Pull(ctx, ref); done <- err }()
+	go func() { _, err := s.Pull(ctx, Request{Reference: ref}); done <- err }()
 	<-g.reached
 	cancel()
 	<-g.gone
@@ -598,7 +636,7 @@ func TestPullEndsWithItsLastCaller(t *testing.T) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
 	close(g.open)
-	if _, err := s.Pull(t.Context(), ref); err != nil {
+	if _, err := s.Pull(t.Context(), Request{Reference: ref}); err != nil {
 		t.Errorf("the next caller: %v", err)
 	}
 }
@@ -609,13 +647,13 @@ func TestCloseEndsPulls(t *testing.T) {
 	s := newStore(t, 1<<20)
 	g := r.gate()
 	done := make(chan error, 1)
-	go func() { _, err := s.Pull(t.Context(), ref); done <- err }()
+	go func() { _, err := s.Pull(t.Context(), Request{Reference: ref}); done <- err }()
 	<-g.reached
 	s.Close()
 	if err := <-done; !errors.Is(err, api.ErrImagePull) {
 		t.Errorf("got %v, want ErrImagePull", err)
 	}
-	if _, err := s.Pull(t.Context(), ref); !errors.Is(err, errClosed) {
+	if _, err := s.Pull(t.Context(), Request{Reference: ref}); !errors.Is(err, errClosed) {
 		t.Errorf("after Close: got %v", err)
 	}
 }
@@ -624,7 +662,7 @@ func TestDamagedModuleIsPulledAgain(t *testing.T) {
 	r := newRegistry(t)
 	ref, _ := pushModule(t, r, "v1")
 	s := newStore(t, 1<<20)
-	img, err := s.Pull(t.Context(), ref)
+	img, err := s.Pull(t.Context(), Request{Reference: ref})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -636,7 +674,7 @@ func TestDamagedModuleIsPulledAgain(t *testing.T) {
 	if _, err := s.Module(img.ModuleDigest); !errors.Is(err, api.ErrImagePull) || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("got %v, want ErrImagePull", err)
 	}
-	if _, err := s.Pull(t.Context(), ref); err != nil {
+	if _, err := s.Pull(t.Context(), Request{Reference: ref}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := s.Module(img.ModuleDigest); err != nil || !bytes.Equal(got, module) {

@@ -3,14 +3,13 @@ package oci
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -37,7 +36,7 @@ func parseReference(ref string, insecure []string) (name.Reference, error) {
 		parsed, err = name.ParseReference(ref, name.Insecure)
 	}
 	if err != nil {
-		return nil, api.Unusable(fmt.Errorf("image name: %w", err))
+		return nil, api.Unusable(fmt.Errorf("%w: %w", api.ErrImageName, err))
 	}
 	return parsed, nil
 }
@@ -64,28 +63,28 @@ func (b boundManifests) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// options are those of each call to a registry. Pulls are anonymous: whatever
-// credentials the node's own user has aren't its pods' to use.
-func (s *Store) options(ctx context.Context) []remote.Option {
+// options are those of each call to a registry on behalf of one pull. Without
+// its pod's credentials it is anonymous: whatever the node's own user has isn't
+// its pods' to use.
+func (s *Store) options(ctx context.Context, keys authn.Keychain) []remote.Option {
 	return []remote.Option{
 		remote.WithContext(ctx),
 		remote.WithTransport(boundManifests{s.transport}),
+		remote.WithAuthFromKeychain(keys),
 		remote.WithRetryBackoff(remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}),
 	}
 }
 
-// resolve returns the digest that ref names now.
-func (s *Store) resolve(ctx context.Context, ref name.Reference) (v1.Hash, error) {
-	if d, ok := ref.(name.Digest); ok {
-		return v1.NewHash(d.DigestStr())
-	}
-	head, err := remote.Head(ref, s.options(ctx)...)
+// resolve returns the digest that ref names now. Its registry is asked for a
+// digest too: whether these credentials may have it.
+func (s *Store) resolve(ctx context.Context, ref name.Reference, keys authn.Keychain) (v1.Hash, error) {
+	head, err := remote.Head(ref, s.options(ctx, keys)...)
 	if err == nil {
 		return head.Digest, nil
 	}
 	// HEAD is cheap, but some registries answer it without a digest, and none
 	// can give a reason with it.
-	whole, err := remote.Get(ref, s.options(ctx)...)
+	whole, err := remote.Get(ref, s.options(ctx, keys)...)
 	if err != nil {
 		return v1.Hash{}, err
 	}
@@ -93,8 +92,8 @@ func (s *Store) resolve(ctx context.Context, ref name.Reference) (v1.Hash, error
 }
 
 // fetch downloads what ref names into the store.
-func (s *Store) fetch(ctx context.Context, ref name.Digest) (Image, error) {
-	desc, err := remote.Get(ref, s.options(ctx)...)
+func (s *Store) fetch(ctx context.Context, ref name.Digest, keys authn.Keychain) (Image, error) {
+	desc, err := remote.Get(ref, s.options(ctx, keys)...)
 	if err != nil {
 		return Image{}, err
 	}
@@ -106,9 +105,24 @@ func (s *Store) fetch(ctx context.Context, ref name.Digest) (Image, error) {
 	if err != nil {
 		return Image{}, &contentError{err}
 	}
-	if err := s.checkManifest(manifest); err != nil {
+	module, isArtifact, err := moduleLayer(manifest)
+	if err == nil {
+		err = s.checkManifest(manifest, isArtifact)
+	}
+	if err != nil {
 		return Image{}, &contentError{err}
 	}
+	var img Image
+	if isArtifact {
+		img, err = s.fetchArtifact(image, manifest, module)
+	} else {
+		img, err = s.fetchLayers(ref.DigestStr(), image, manifest)
+	}
+	img.Digest = ref.DigestStr()
+	return img, err
+}
+
+func (s *Store) fetchLayers(digest string, image v1.Image, manifest *v1.Manifest) (Image, error) {
 	raw, err := image.RawConfigFile()
 	if err != nil {
 		return Image{}, fmt.Errorf("config: %w", err)
@@ -117,28 +131,7 @@ func (s *Store) fetch(ctx context.Context, ref name.Digest) (Image, error) {
 	if err != nil {
 		return Image{}, &contentError{fmt.Errorf("config: %w", err)}
 	}
-	img, err := describe(config.Config)
-	if err != nil {
-		return Image{}, &contentError{err}
-	}
-	img.Digest = ref.DigestStr()
-	for _, layer := range slices.Backward(manifest.Layers) {
-		at, err := s.fetchLayer(image, layer.Digest, &img)
-		switch {
-		case err != nil:
-			return Image{}, fmt.Errorf("layer %s: %w", layer.Digest, err)
-		case at == present:
-			return img, nil
-		case at == removed:
-			return Image{}, notFound(config)
-		}
-	}
-	return Image{}, notFound(config)
-}
-
-func notFound(c *v1.ConfigFile) error {
-	argv := append(append([]string{}, c.Config.Entrypoint...), c.Config.Cmd...)
-	return &contentError{fmt.Errorf("entrypoint %q not found in image (platform %s/%s)", argv[0], c.OS, c.Architecture)}
+	return s.fetchImage(digest, image, manifest, config)
 }
 
 // wasmImage returns the image that desc is, or the wasm one of the index that
@@ -189,7 +182,7 @@ func selectEntry(entries []v1.Descriptor) (v1.Descriptor, error) {
 
 // checkManifest checks all that the manifest says about sizes and types before
 // any of it is fetched. Sizes are what the fetched bytes are held to later.
-func (s *Store) checkManifest(m *v1.Manifest) error {
+func (s *Store) checkManifest(m *v1.Manifest, isArtifact bool) error {
 	if size := m.Config.Size; size < 0 || size > maxConfig {
 		return fmt.Errorf("config of %d bytes, must be at most %d", size, maxConfig)
 	}
@@ -198,7 +191,7 @@ func (s *Store) checkManifest(m *v1.Manifest) error {
 	}
 	left := s.moduleSize
 	for _, layer := range m.Layers {
-		if !isFileSystem(layer.MediaType) {
+		if !isArtifact && !isFileSystem(layer.MediaType) {
 			return fmt.Errorf("not a wasm image: layer media type %q", layer.MediaType)
 		}
 		if layer.Size < 0 || layer.Size > left {
@@ -217,49 +210,4 @@ func isFileSystem(t types.MediaType) bool {
 		return true
 	}
 	return false
-}
-
-// tarOverhead is what a layer may unpack to beyond its module: tar's headers,
-// the module's padding, small files beside it.
-const tarOverhead = 1 << 20
-
-// fetchLayer downloads a layer, checks it against its digest, and, if it holds
-// the module at img.ModulePath, puts that into the store and describes it in img.
-func (s *Store) fetchLayer(image v1.Image, digest v1.Hash, img *Image) (presence, error) {
-	layer, err := image.LayerByDigest(digest)
-	if err != nil {
-		return absent, err
-	}
-	content, err := layer.Uncompressed()
-	if err != nil {
-		return absent, err
-	}
-	defer content.Close()
-	stream := &bounded{r: content, left: s.moduleSize + tarOverhead, limit: s.moduleSize}
-
-	incoming, err := s.create()
-	if err != nil {
-		return absent, err
-	}
-	defer incoming.discard()
-	at, err := findFile(stream, img.ModulePath, func(module io.Reader) error {
-		err := incoming.fill(&bounded{r: module, left: s.moduleSize, limit: s.moduleSize})
-		if err != nil {
-			return fmt.Errorf("entrypoint %q: %w", img.ModulePath, err)
-		}
-		return nil
-	})
-	if broken := new(contentError); err != nil && !errors.As(err, &broken) {
-		return absent, err
-	}
-	// Only the end of the stream proves the digest, so that comes before what
-	// the content seemed to be.
-	if _, unread := io.Copy(io.Discard, stream); unread != nil {
-		return absent, unread
-	}
-	if err != nil || at != present {
-		return at, err
-	}
-	img.ModuleDigest, img.ModuleSize, err = incoming.keep()
-	return present, err
 }

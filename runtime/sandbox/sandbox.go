@@ -33,6 +33,9 @@ import (
 type Spec struct {
 	// ID names the container in errors and logs.
 	ID string
+	// Image is the digest of the module's image, whose files stay in the store
+	// until the sandbox is closed; empty for none.
+	Image string
 	// Module is the digest of a pulled module, "sha256:<hex>".
 	Module string
 	// Argv0 is the guest's argv[0], by convention the module's file name.

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/runtime/api"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
@@ -52,7 +53,7 @@ func run(m *testing.M) int {
 		log.Fatal(err)
 	}
 	modules, err = modcache.New(modcache.Config{
-		Dir: dir, Modules: 8,
+		Dir: dir, Memory: 1 << 30, Disk: 1 << 30, Compile: compile.Here,
 		Load: func(digest string) ([]byte, error) {
 			if b, ok := binaries[digest]; ok {
 				return b, nil
