@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/wisp-serving/wisp/runtime/api"
 )
@@ -13,6 +14,8 @@ import (
 const (
 	// ABICommand has no requests: the guest runs once, to its end.
 	ABICommand = "command"
+	// ABICGI has requests as RFC 3875 says, each with an instance of its own.
+	ABICGI = "cgi"
 	// ABIArgv has requests that are argument lists.
 	ABIArgv = "argv"
 	// ABIServer has requests that the guest takes from a socket itself: it runs
@@ -47,11 +50,13 @@ func DefaultLimits(output int) Limits {
 // run does; a command has no answer but 404. An unknown ABI is api.ErrUnusable.
 func NewHandler(abi string, run Runner, limits Limits) (http.Handler, error) {
 	switch abi {
+	case ABICGI:
+		return newCGI(run), nil
 	case ABIArgv:
 		return newArgv(run, limits), nil
 	case ABICommand:
 		return http.NotFoundHandler(), nil
 	default:
-		return nil, api.Unusable(fmt.Errorf("abi = %q, must be %s or %s", abi, ABIArgv, ABICommand))
+		return nil, api.Unusable(fmt.Errorf("abi = %q, must be one of %s", abi, strings.Join([]string{ABICGI, ABIArgv, ABIServer, ABICommand}, ", ")))
 	}
 }

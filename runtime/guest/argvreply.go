@@ -101,6 +101,7 @@ func verdict(err error) (status int, message string) {
 		exit    *ExitError
 		trap    *TrapError
 		long    *outputError
+		output  *badOutput
 		oom     *OOMError
 	)
 	switch {
@@ -114,6 +115,8 @@ func verdict(err error) (status int, message string) {
 		return http.StatusInternalServerError, exit.Error()
 	case errors.As(err, &trap):
 		return http.StatusInternalServerError, trap.Error()
+	case errors.As(err, &output):
+		return http.StatusBadGateway, output.Error()
 	case errors.As(err, &long):
 		return http.StatusInternalServerError, long.Error()
 	case errors.Is(err, context.DeadlineExceeded):

@@ -177,6 +177,9 @@ type Call struct {
 	// Stderr is Stdout for standard error; nil is CommandConfig.Stderr. The trap
 	// that ended the guest is written there too.
 	Stderr io.Writer
+	// Interrupt, unless nil, is called on a goroutine of its own if the context
+	// ends before the guest does, to end calls of the streams that wait.
+	Interrupt func()
 	// Listeners are the ports on which the guest may listen: descriptors after
 	// those of the mounts. Run closes them.
 	Listeners []*wasi.Listener
@@ -231,6 +234,7 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 		return err
 	}
 	defer i.End()
+	defer interrupting(ctx, call.Interrupt)()
 	p := c.process(i, call)
 	defer c.reuse(p)
 	made, err := m.Instantiate(p.context, instanceConfig)
@@ -245,6 +249,21 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 		_, _ = fmt.Fprintln(p.stderr, trap.Trap)
 	}
 	return err
+}
+
+// interrupting calls f when ctx ends, until what it returns is called; then f
+// isn't running either.
+func interrupting(ctx context.Context, f func()) (stop func()) {
+	if f == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() { f(); close(done) })
+	return func() {
+		if !cancel() {
+			<-done
+		}
+	}
 }
 
 // process is what one instance has, to be used again by a later call.

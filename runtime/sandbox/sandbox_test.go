@@ -418,7 +418,7 @@ func TestNewRefuses(t *testing.T) {
 		kind error
 		want string
 	}{
-		"abi":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "http"}, api.ErrUnusable, `start ns/pod: abi = "http", must be argv or command`},
+		"abi":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "http"}, api.ErrUnusable, `start ns/pod: abi = "http", must be one of cgi, argv, server, command`},
 		"env":     {Spec{ID: "ns/pod", Module: "puppet", Argv0: "x", ABI: "argv", Env: []string{"A"}}, api.ErrUnusable, "KEY=value"},
 		"imports": {Spec{ID: "ns/pod", Module: "imports", Argv0: "x", ABI: "argv"}, api.ErrUnusable, "unknown imports: env.f"},
 		"module":  {Spec{ID: "ns/pod", Module: "other", Argv0: "x", ABI: "argv"}, api.ErrImagePull, "no such module"},
