@@ -43,18 +43,22 @@ func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Contain
 	}
 }
 
-// abi is how requests reach the guest. A pod that is no revision's has none, but
-// for those that it listens for.
+// abi is how requests reach the guest: by CGI unless the pod or the image says
+// otherwise. A pod that is no revision's has none, but for those that it listens
+// for.
 func abi(image oci.Image, pod podspec.Spec) string {
 	chosen := cmp.Or(pod.ABI, image.Labels[config.ABIAnnotation])
-	if !pod.IsRevision() && answersRequests(chosen) {
+	switch {
+	case !pod.IsRevision() && answersRequests(chosen):
 		return guest.ABICommand
+	case pod.IsRevision() && chosen == "":
+		return guest.ABICGI
 	}
 	return chosen
 }
 
 // answersRequests is whether each request gets an instance of its own.
-func answersRequests(abi string) bool { return abi == guest.ABIArgv || abi == "cgi" }
+func answersRequests(abi string) bool { return abi == guest.ABIArgv || abi == guest.ABICGI }
 
 // commandLine returns the guest's arguments, by the rules of ENTRYPOINT and CMD.
 // A command has chosen the image's module already.
