@@ -1,0 +1,354 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/guests"
+	"github.com/wisp-serving/wisp/test/platform"
+)
+
+// BenchmarkColdAgainstWarm calls functions that have no pod, and the same ones
+// warm, all through Envoy: as Wisp does it; with the module only on disk, as after
+// a restart of the node; and waiting for the pod, which is what a Kubernetes
+// without early starts would do. An iteration takes as long as scaling to zero
+// does, so run it for a number of iterations, as in -benchtime=20x.
+func BenchmarkColdAgainstWarm(b *testing.B) {
+	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	namespace := p.Namespace(b)
+	puppet, err := guests.Program(b.Context(), "puppet")
+	if err != nil {
+		b.Fatal(err)
+	}
+	cases := []struct {
+		name, module, body string
+		flags              []string
+		before             func()
+	}{
+		{name: "sort", module: p.SortModule, body: numbers},
+		{name: "sort-on-disk", module: p.SortModule, body: numbers, before: func() { p.Kill(b, "wisp-node") }},
+		{name: "sort-waiting", module: p.SortModule, body: numbers, flags: []string{"--annotation", config.EarlyStartAnnotation + "=false"}},
+		{name: "go", module: puppet, body: `{"args":["out","hello"]}`},
+	}
+	for _, c := range cases {
+		b.Run(c.name, func(b *testing.B) {
+			caller := newCaller(b, p)
+			service := createService(b, p, namespace, c.name, c.module, c.flags...)
+			call := func() time.Duration {
+				time.Sleep(stillness)
+				a := caller.call(service, c.body)
+				if !a.ok() {
+					b.Errorf("got %s, want 200", a)
+				}
+				return a.took
+			}
+			var cold, warm []time.Duration
+			for b.Loop() {
+				awaitZero(b, p, service)
+				if c.before != nil {
+					c.before()
+				}
+				cold = append(cold, call())
+				awaitReadyPod(b, p, service)
+				warm = append(warm, call())
+			}
+			b.ReportMetric(0, "ns/op")
+			for name, samples := range map[string][]time.Duration{"cold": cold, "warm": warm} {
+				b.ReportMetric(quantile(samples, 0.5), name+"-p50-µs")
+				b.ReportMetric(quantile(samples, 0.99), name+"-p99-µs")
+			}
+			b.ReportMetric(quantile(cold, 0.5)-quantile(warm, 0.5), "cold-minus-warm-p50-µs")
+			b.ReportMetric(quantile(cold, 0.99)-quantile(warm, 0.99), "cold-minus-warm-p99-µs")
+		})
+	}
+}
+
+// BenchmarkColdBurst is 1,000 calls at once where nothing runs: the time to the
+// last answer.
+func BenchmarkColdBurst(b *testing.B) {
+	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	c := newCaller(b, p)
+	service := createService(b, p, p.Namespace(b), "sort", p.SortModule)
+	var last, median []time.Duration
+	for b.Loop() {
+		awaitZero(b, p, service)
+		answers := c.burst(service, 1000, numbers)
+		if n, kinds := failures(answers); n > 0 {
+			b.Errorf("%d of 1000 calls failed%s", n, kinds)
+		}
+		took := make([]time.Duration, 0, len(answers))
+		for _, a := range answers {
+			took = append(took, a.took)
+		}
+		last, median = append(last, slices.Max(took)), append(median, time.Duration(quantile(took, 0.5))*time.Microsecond)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(last, 0.5)/1000, "last-ms")
+	b.ReportMetric(quantile(median, 0.5)/1000, "median-ms")
+}
+
+// BenchmarkStepLoad goes from nothing to 200 calls at once and back, once, and
+// draws the pods over time.
+func BenchmarkStepLoad(b *testing.B) {
+	const clients, calm = 200, 5 * time.Second
+	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	c := newCaller(b, p)
+	service := createService(b, p, p.Namespace(b), "span", p.Guest(b, "test/guests/span/span.c"), "--concurrency-limit", "10")
+	for b.Loop() {
+		awaitZero(b, p, service)
+		watch := watchPods(b, p, service)
+		time.Sleep(calm)
+		tr := c.startTraffic(service, clients, `{"args":["100"]}`, every(0))
+		time.Sleep(30 * time.Second)
+		answers := tr.stop()
+		stopped := watch.now()
+		awaitZero(b, p, service)
+		time.Sleep(calm)
+		samples := watch.stop()
+
+		n, kinds := failures(answers)
+		if n > 0 {
+			b.Errorf("%d of %d calls failed%s", n, len(answers), kinds)
+		}
+		most := slices.MaxFunc(samples, func(a, b podSample) int { return a.ready - b.ready })
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(float64(len(answers)-n)/float64(len(answers))*100, "answered-%")
+		b.ReportMetric(float64(len(answers))/30, "answers/s")
+		b.ReportMetric(float64(most.ready), "most-pods")
+		b.ReportMetric((most.at - calm).Seconds(), "to-most-pods-s")
+		b.ReportMetric((samples[len(samples)-1].at - calm - stopped).Seconds(), "to-zero-s")
+		path := filepath.Join(benchDir(b), "step-load.svg")
+		if err := os.WriteFile(path, []byte(drawPods(samples, calm, stopped)), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		b.Logf("pods over time: %s", path)
+	}
+}
+
+// benchDir is where benchmarks leave what is no number: WISP_BENCH_OUT, or
+// build/bench.
+func benchDir(b *testing.B) string {
+	b.Helper()
+	dir := os.Getenv("WISP_BENCH_OUT")
+	if dir == "" {
+		dir = "../../build/bench"
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	return dir
+}
+
+// podSample is how many pods there were at a time.
+type podSample struct {
+	at         time.Duration // since the watch began
+	all, ready int
+}
+
+// podWatch counts a service's pods four times a second.
+type podWatch struct {
+	began   time.Time
+	end     context.CancelFunc
+	done    chan struct{}
+	samples []podSample
+}
+
+func watchPods(b *testing.B, p *platform.Platform, service *servingv1.Service) *podWatch {
+	b.Helper()
+	ctx, end := context.WithCancel(context.Background())
+	w := &podWatch{began: time.Now(), end: end, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		tick := time.NewTicker(250 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			list := &corev1.PodList{}
+			if err := p.Client.List(ctx, list, client.InNamespace(service.Namespace)); err == nil {
+				s := podSample{at: w.now(), all: len(list.Items)}
+				for i := range list.Items {
+					if ready(&list.Items[i]) {
+						s.ready++
+					}
+				}
+				w.samples = append(w.samples, s)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return w
+}
+
+func (w *podWatch) now() time.Duration { return time.Since(w.began) }
+
+func (w *podWatch) stop() []podSample {
+	w.end()
+	<-w.done
+	return w.samples
+}
+
+// drawPods returns the samples as a picture, the time under load shaded.
+func drawPods(samples []podSample, from, to time.Duration) string {
+	const width, height, margin = 800.0, 300.0, 40.0
+	span := samples[len(samples)-1].at.Seconds()
+	most := 1
+	for _, s := range samples {
+		most = max(most, s.all)
+	}
+	x := func(at time.Duration) float64 { return margin + at.Seconds()/span*(width-2*margin) }
+	y := func(pods int) float64 { return height - margin - float64(pods)/float64(most)*(height-2*margin) }
+	line := func(of func(podSample) int) string {
+		var points strings.Builder
+		for _, s := range samples {
+			fmt.Fprintf(&points, "%.1f,%.1f ", x(s.at), y(of(s)))
+		}
+		return points.String()
+	}
+	var svg strings.Builder
+	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" font-family="sans-serif" font-size="12">`+"\n", width, height)
+	fmt.Fprintf(&svg, `<rect width="%g" height="%g" fill="white"/>`+"\n", width, height)
+	fmt.Fprintf(&svg, `<rect x="%.1f" y="%g" width="%.1f" height="%g" fill="#eee"/>`+"\n", x(from), margin, x(to)-x(from), height-2*margin)
+	fmt.Fprintf(&svg, `<polyline points="%s" fill="none" stroke="#999"/>`+"\n", line(func(s podSample) int { return s.all }))
+	fmt.Fprintf(&svg, `<polyline points="%s" fill="none" stroke="#06c" stroke-width="2"/>`+"\n", line(func(s podSample) int { return s.ready }))
+	fmt.Fprintf(&svg, `<text x="%g" y="%g">%d pods</text><text x="%g" y="%g">0</text>`+"\n", 4.0, margin, most, 4.0, height-margin)
+	fmt.Fprintf(&svg, `<text x="%g" y="%g">%.0f s</text>`+"\n", width-margin, height-margin/2, span)
+	fmt.Fprintf(&svg, `<text x="%g" y="20">pods over time: ready (blue) and all (grey), under load where shaded</text>`+"\n</svg>\n", margin)
+	return svg.String()
+}
+
+// BenchmarkManyServices creates services, lets all of them go to zero, and says
+// what each costs every role, and what a cold call of any of them takes.
+// WISP_BENCH_SERVICES is how many; 1,000 take half an hour on two cores.
+func BenchmarkManyServices(b *testing.B) {
+	count := 100
+	if text := os.Getenv("WISP_BENCH_SERVICES"); text != "" {
+		var err error
+		if count, err = strconv.Atoi(text); err != nil || count < 1 {
+			b.Fatalf("WISP_BENCH_SERVICES = %q, must be a number above 0", text)
+		}
+	}
+	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	namespace, c := p.Namespace(b), newCaller(b, p)
+	first := createService(b, p, namespace, "first", p.SortModule)
+	awaitZero(b, p, first)
+	before := memory(b, p)
+	services := cloneServices(b, p, first, count)
+	awaitNoPods(b, p, namespace)
+	for role, after := range memory(b, p) {
+		b.ReportMetric(float64(after-before[role])/float64(count)/1024, role+"-KiB/service")
+	}
+	var cold, warm []time.Duration
+	for b.Loop() {
+		service := services[rand.N(len(services))]
+		awaitZero(b, p, service)
+		for _, samples := range []*[]time.Duration{&cold, &warm} {
+			time.Sleep(stillness)
+			a := c.call(service, numbers)
+			if !a.ok() {
+				b.Errorf("got %s, want 200", a)
+			}
+			*samples = append(*samples, a.took)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(cold, 0.5), "cold-p50-µs")
+	b.ReportMetric(quantile(cold, 0.99), "cold-p99-µs")
+	b.ReportMetric(quantile(warm, 0.5), "warm-p50-µs")
+}
+
+// cloneServices creates count services like one, some at a time, and returns them
+// ready.
+func cloneServices(b *testing.B, p *platform.Platform, like *servingv1.Service, count int) []*servingv1.Service {
+	b.Helper()
+	services := make([]*servingv1.Service, count)
+	var g errgroup.Group
+	g.SetLimit(10)
+	var creating sync.Mutex
+	for i := range services {
+		g.Go(func() error {
+			s := &servingv1.Service{}
+			s.Namespace, s.Name = like.Namespace, fmt.Sprintf("sort-%d", i)
+			s.Spec.Template = *like.Spec.Template.DeepCopy()
+			s.Spec.Template.Name = ""
+			creating.Lock() // Knative's controller is what limits: one after the other keeps its queue short
+			err := p.Client.Create(b.Context(), s)
+			creating.Unlock()
+			if err != nil {
+				return err
+			}
+			services[i] = platform.WaitFor(b, p, s, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return services
+}
+
+// awaitNoPods waits until a namespace has none.
+func awaitNoPods(b *testing.B, p *platform.Platform, namespace string) {
+	b.Helper()
+	for {
+		list := &corev1.PodList{}
+		if err := p.Client.List(b.Context(), list, client.InNamespace(namespace)); err != nil {
+			b.Fatal(err)
+		}
+		if meta.LenList(list) == 0 {
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// memory returns what each role has resident, in bytes.
+func memory(b *testing.B, p *platform.Platform) map[string]int64 {
+	b.Helper()
+	resident := map[string]int64{"wisp-node": 0, "wisp-gateway": 0, "wisp-autoscaler": 0, "envoy": 0}
+	for _, c := range p.Components(b) {
+		if !slices.Contains(slices.Collect(maps.Keys(resident)), c.Name) {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.PID))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			var kilobytes int64
+			if n, _ := fmt.Sscanf(line, "RssAnon: %d kB", &kilobytes); n == 1 {
+				resident[c.Name] = kilobytes << 10
+			}
+		}
+	}
+	return resident
+}
+
+// stillness is how long nothing happens before a measured call, cold or warm: a
+// machine that has been idle answers its first request slower, whatever it is.
+const stillness = time.Second
+
+// quantile returns the q-quantile of the samples, in microseconds.
+func quantile(samples []time.Duration, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(samples))
+	i := min(int(q*float64(len(sorted))), len(sorted)-1)
+	return float64(sorted[i]) / float64(time.Microsecond)
+}
