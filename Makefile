@@ -84,7 +84,10 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 .PHONY: bench
 bench: tools samples workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
-	$(PLATFORM) run -- $(GO) test -run '^$$' -bench . -benchtime 20x -timeout 30m ./test/e2e/...
+	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdAgainstWarm -benchtime $(CYCLES)x -timeout 3h ./test/e2e
+	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e
+	$(GO) test -run '^$$' -bench StepLoad -benchtime 1x -timeout 10m -v ./test/e2e
+	$(GO) test -run '^$$' -bench ManyServices -benchtime 20x -timeout 2h ./test/e2e
 
 .PHONY: golden
 golden: ## Rewrite the golden files of tests

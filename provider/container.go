@@ -51,9 +51,11 @@ type function struct {
 	// requests is whether each request gets an instance of its own: then the
 	// container runs as long as it is let.
 	requests bool
-	// logs carry what a function wrote ahead of its Pod; nil for others.
-	logs *relay
-	log  *podlog.Writer
+	// logs carry what a function wrote ahead of its Pod, and ahead is its run, which
+	// was begun then; both are nil for others.
+	logs  *relay
+	ahead *aheadRun
+	log   *podlog.Writer
 	// ports are what listens for it at the pod's own address.
 	ports []*podnet.Port
 }

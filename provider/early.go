@@ -14,6 +14,7 @@ import (
 	"knative.dev/serving/pkg/apis/serving"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
 
@@ -110,6 +111,7 @@ func (e *earlyStarts) start(ctx context.Context, revision revisionKey) error {
 		return fmt.Errorf("revision %s, or the node, goes away", revision)
 	}
 	ef.function = f
+	f.begin()
 	e.router.AddEarly(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f)
 	e.lives.Go(func() { e.live(ef) })
 	return nil
@@ -186,19 +188,20 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 func (e *earlyStarts) live(ef *earlyFunction) {
 	timer := time.NewTimer(e.lease)
 	defer timer.Stop()
-	for {
+	why := "no pod came for a function that was started ahead: it ends"
+	for waiting := true; waiting; {
 		select {
 		case <-ef.taken:
 			return
+		case <-ef.function.ahead.done:
+			waiting, why = false, "a function that was started ahead of its pod has ended by itself"
 		case <-timer.C:
+			waiting = e.silent()
+			timer.Reset(e.lease)
 		}
-		if !e.silent() {
-			break
-		}
-		timer.Reset(e.lease)
 	}
 	if e.take(ef) {
-		e.log.Infow("no pod came for a function that was started ahead: it ends", "key", ef.template.spec.Revision.String(), "lease", e.lease)
+		e.log.Infow(why, "key", ef.template.spec.Revision.String(), "lease", e.lease, "error", ef.function.ahead.ended())
 		e.finish(ef.template.spec, ef.function)
 	}
 }
@@ -301,4 +304,47 @@ func (e *earlyStarts) finish(spec podspec.Spec, f *function) {
 	ctx, cancel := context.WithTimeout(context.Background(), spec.Grace)
 	defer cancel()
 	closeSandbox(ctx, drained, f.Sandbox, e.log)
+	if f.ahead != nil {
+		f.ahead.stop(guest.ErrClosed)
+		<-f.ahead.done
+	}
+}
+
+// aheadRun is the run of a function that was begun ahead of its Pod. A server
+// answers only while it runs; other functions just wait there for their end.
+type aheadRun struct {
+	stop context.CancelCauseFunc
+	done chan struct{} // closed once err is set
+	err  error
+}
+
+// ended returns how the run ended, nil while it goes on.
+func (a *aheadRun) ended() error {
+	select {
+	case <-a.done:
+		return a.err
+	default:
+		return nil
+	}
+}
+
+// begin begins the function's run ahead of its Pod. Run waits for it then.
+func (f *function) begin() {
+	ctx, stop := context.WithCancelCause(context.Background())
+	f.ahead = &aheadRun{stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(f.ahead.done)
+		f.ahead.err = f.Sandbox.Run(ctx)
+	}()
+}
+
+// Run runs the function to its end, or waits for the end of a run that was begun
+// ahead of its Pod; see sandbox.Run.
+func (f *function) Run(ctx context.Context) error {
+	if f.ahead == nil {
+		return f.Sandbox.Run(ctx)
+	}
+	defer context.AfterFunc(ctx, func() { f.ahead.stop(context.Cause(ctx)) })()
+	<-f.ahead.done
+	return f.ahead.err
 }

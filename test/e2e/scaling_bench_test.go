@@ -31,7 +31,7 @@ import (
 // without early starts would do. An iteration takes as long as scaling to zero
 // does, so run it for a number of iterations, as in -benchtime=20x.
 func BenchmarkColdAgainstWarm(b *testing.B) {
-	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	p := platform.Start(b, platform.Options{WithoutRace: true})
 	namespace := p.Namespace(b)
 	puppet, err := guests.Program(b.Context(), "puppet")
 	if err != nil {
@@ -83,7 +83,7 @@ func BenchmarkColdAgainstWarm(b *testing.B) {
 // BenchmarkColdBurst is 1,000 calls at once where nothing runs: the time to the
 // last answer.
 func BenchmarkColdBurst(b *testing.B) {
-	p := platform.Start(b, platform.Options{WithoutRace: true, Own: true})
+	p := platform.Start(b, platform.Options{WithoutRace: true})
 	c := newCaller(b, p)
 	service := createService(b, p, p.Namespace(b), "sort", p.SortModule)
 	var last, median []time.Duration
