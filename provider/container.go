@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,6 +34,7 @@ type container struct {
 	// started is closed when the container has started once.
 	started   chan struct{}
 	startOnce sync.Once
+	lastOOM   atomic.Int64 // when outOfMemory last told of one
 }
 
 func newContainer(p *pod, pods podspec.Spec, spec podspec.Container) *container {
@@ -198,6 +200,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		return nil, err
 	}
 	spec.Stdout, spec.Stderr = writer.Stream("stdout"), writer.Stream("stderr")
+	spec.OnOOM = c.outOfMemory
 	sb, err := c.pod.provider.cfg.Runtime.Start(ctx, spec)
 	if err != nil {
 		writer.Close()
@@ -395,6 +398,9 @@ func (c *container) ended(ctx context.Context, f *function, err error) {
 	if exit.Code != 0 && exit.Message == "" && c.spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
 		exit.Message = c.pod.provider.logOf(c.pod.uid, c.spec.Name).Tail(fallbackLines, fallbackBytes)
 	}
+	if exit.Reason == podlife.ReasonOOMKilled {
+		c.event(corev1.EventTypeWarning, podlife.ReasonOOMKilled, exit.Message)
+	}
 	c.set(func(s podlife.Container) podlife.Container { return s.End(exit, s.Run.ID, time.Now()) })
 	c.pod.provider.remember(c.pod)
 	c.log.Infow("container ended", "code", exit.Code, "reason", exit.Reason)
@@ -407,11 +413,27 @@ const (
 	fallbackBytes = 2048
 )
 
+// oomEvents is how often at most a container's requests say that they are out of
+// memory.
+const oomEvents = 10 * time.Second
+
+// outOfMemory tells of a request that failed for want of memory. Its container
+// goes on: each request has an instance of its own.
+func (c *container) outOfMemory(oom *guest.OOMError) {
+	now, last := time.Now(), c.lastOOM.Load()
+	if now.UnixNano()-last < int64(oomEvents) || !c.lastOOM.CompareAndSwap(last, now.UnixNano()) {
+		return
+	}
+	c.event(corev1.EventTypeWarning, podlife.ReasonOOMKilled, "A request's instance ended: "+cut(oom.Error()))
+}
+
 // exitOf says how a run ended, as a container's status does. requests is whether
 // the run is one that only its end ends.
 func exitOf(err error, requests bool) podlife.Exit {
-	exit, trap := new(guest.ExitError), new(guest.TrapError)
+	exit, trap, oom := new(guest.ExitError), new(guest.TrapError), new(guest.OOMError)
 	switch {
+	case errors.As(err, &oom): // which wraps how the guest took it
+		return podlife.Exit{Code: podlife.CodeKilled, Reason: podlife.ReasonOOMKilled, Message: cut(oom.Error())}
 	case err == nil, requests && errors.Is(err, guest.ErrClosed):
 		return podlife.Exit{Reason: podlife.ReasonCompleted}
 	case errors.As(err, &exit):

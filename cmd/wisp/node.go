@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	goruntime "runtime"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -22,7 +24,11 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider"
 	"github.com/wisp-serving/wisp/runtime"
+	"github.com/wisp-serving/wisp/runtime/watchdog"
 )
+
+// watchdogTimeout is how long a node may go without a heartbeat.
+const watchdogTimeout = 5 * time.Second
 
 func nodeCommand() *cobra.Command {
 	return roleCommand("node", "Be a Kubernetes node whose pods are wasm modules in this process", config.LoadNode,
@@ -95,6 +101,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	}
 	n.runtime, err = runtime.New(runtime.Config{
 		Compiler:           self,
+		Cores:              goruntime.GOMAXPROCS(0),
 		DataDir:            cfg.DataDir,
 		Guest:              cfg.Guest,
 		ImageStore:         cfg.ImageStore.Value(),
@@ -137,7 +144,15 @@ func (n *node) newFleet(reader kubernetes.Interface) (*fleet.Fleet, error) {
 func (n *node) run(ctx context.Context) error {
 	outlive, stopRest := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRest()
+	// Guests may have every core for as long as their rations last. One thread more
+	// keeps the network and the timers from waiting for them; the kernel gives it
+	// its turn at once. See runtime/RATIONALE.md "Who gets a core?".
+	cores := goruntime.GOMAXPROCS(0)
+	goruntime.GOMAXPROCS(cores + 1)
+	defer goruntime.GOMAXPROCS(cores)
+
 	rest, outlive := errgroup.WithContext(outlive)
+	rest.Go(func() error { return watchdog.Run(outlive, watchdogTimeout) })
 	// What fails of the rest ends the request path too.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

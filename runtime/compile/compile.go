@@ -30,11 +30,12 @@ const (
 	CodeDir = "code"
 )
 
-// Stack is how much native stack an instance may take, in bytes.
-const Stack = 1 << 20
+// Stack is how much native stack an instance has before it must ask for more, in
+// bytes.
+const Stack = 256 << 10
 
 // Version changes whenever the same module comes out differently.
-const Version = "meter-" + meter.Version + "-stack-1M"
+const Version = "meter-" + meter.Version + "-stack-256K"
 
 // RuntimeConfig is how a wazero.Runtime must be made to run what was compiled
 // here, apart from its compilation cache.

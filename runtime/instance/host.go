@@ -6,24 +6,18 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	wazeroapi "github.com/tetratelabs/wazero/api"
-)
 
-// The function that rewritten modules call; see runtime/meter.
-const (
-	hostModule = "wisp"
-	yieldName  = "yield"
-	refuel     = 0
-	exhausted  = 1
+	"github.com/wisp-serving/wisp/runtime/meter"
 )
 
 // Link makes the host module that rewritten modules import in r.
 func Link(ctx context.Context, r wazero.Runtime) error {
 	i32 := []wazeroapi.ValueType{wazeroapi.ValueTypeI32}
-	_, err := r.NewHostModuleBuilder(hostModule).
-		NewFunctionBuilder().WithGoFunction(wazeroapi.GoFunc(yield), i32, i32).Export(yieldName).
+	_, err := r.NewHostModuleBuilder(meter.HostModule).
+		NewFunctionBuilder().WithGoFunction(wazeroapi.GoFunc(yield), i32, i32).Export(meter.Yield).
 		Instantiate(ctx)
 	if err != nil {
-		return fmt.Errorf("make module %s: %w", hostModule, err)
+		return fmt.Errorf("make module %s: %w", meter.HostModule, err)
 	}
 	return nil
 }
@@ -34,10 +28,9 @@ func yield(ctx context.Context, stack []uint64) {
 		panic("a metered module was called without an instance.Instance")
 	}
 	switch uint32(stack[0]) {
-	case refuel:
+	case meter.Refuel:
 		stack[0] = uint64(i.refuel())
-	case exhausted:
-		i.err = ErrStack
-		panic(ErrStack)
+	case meter.Exhausted:
+		stack[0] = uint64(i.moreStack())
 	}
 }

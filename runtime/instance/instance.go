@@ -100,6 +100,7 @@ type Instance struct {
 	hasCore  bool
 	err      error // why it was ended here
 
+	stack    int64         // granted beyond the first allowance, in bytes
 	fuel     int64         // the last ration
 	straight time.Duration // since other goroutines had a chance
 }
@@ -197,6 +198,27 @@ func (i *Instance) checkEnd() {
 	if !i.deadline.IsZero() && time.Since(i.deadline) >= 0 {
 		i.end(context.DeadlineExceeded)
 	}
+}
+
+const (
+	// firstStack is what is granted first beyond what every instance has, and
+	// mostStack all of it together, in bytes.
+	firstStack = 256 << 10
+	mostStack  = 4 << 20
+)
+
+// moreStack is what happens when a guest's calls are nested more deeply than its
+// stack allows: it returns as many bytes as were granted before, and charges
+// them, or ends the guest.
+func (i *Instance) moreStack() int64 {
+	i.checkEnd()
+	more := max(i.stack, firstStack)
+	if i.stack+more > mostStack || !i.linear.Fix(more) {
+		i.err = ErrStack
+		panic(ErrStack)
+	}
+	i.stack += more
+	return more
 }
 
 // schedulingInterval is how long a guest may keep other goroutines from the

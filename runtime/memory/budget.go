@@ -191,6 +191,17 @@ func (l *Linear) charge(bytes int64) bool {
 	return true
 }
 
+// Fix charges another bytes for what the instance holds beside its linear
+// memory. It reports whether there were as many.
+func (l *Linear) Fix(bytes int64) bool {
+	if !l.charge(l.fixed + bytes + int64(l.size)) {
+		l.denied = true
+		return false
+	}
+	l.fixed += bytes
+	return true
+}
+
 // Free implements experimental.LinearMemory. It does nothing: wazero doesn't
 // call it where making an instance fails half-way, so Release is called instead.
 func (l *Linear) Free() {}

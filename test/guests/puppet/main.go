@@ -9,6 +9,7 @@
 //	exit STATUS   exits
 //	panic         panics
 //	loop          loops for ever
+//	spin          loops for ever in a thousand goroutines
 //	sleep         sleeps for ever
 //	flood         prints for ever
 //	floodlog      prints to standard error for ever
@@ -16,6 +17,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"strconv"
 	"time"
 )
@@ -53,6 +55,15 @@ func main() {
 			for {
 				counted++
 			}
+		case "spin":
+			for range 1000 {
+				go func() {
+					for {
+						runtime.Gosched()
+					}
+				}()
+			}
+			select {}
 		case "sleep":
 			time.Sleep(1<<63 - 1)
 		case "flood":
