@@ -190,6 +190,19 @@ func TestEarlyStart(t *testing.T) {
 		s.LearnPod(elsewhere)
 		startEarly(t, s)
 	})
+	t.Run("it ends when its server does", func(t *testing.T) {
+		s := newStand(t)
+		image := s.push(t, "sort", emptyCommand) // which serves nothing, and ends
+		elsewhere := s.pod("first", "first", image, func(p *corev1.Pod) { p.Annotations[config.ABIAnnotation] = "server" })
+		elsewhere.Spec.NodeName = "wisp-1"
+		elsewhere.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "user-container", ImageID: image}}
+		s.LearnPod(elsewhere)
+		if err := s.StartEarly(t.Context(), sortKey, "rev"); err != nil {
+			t.Fatal(err)
+		}
+		id := strings.TrimPrefix(<-s.router.changes, "add ")
+		s.expect(t, "remove "+id)
+	})
 	t.Run("what it writes goes to the pod that adopts it", func(t *testing.T) {
 		s, image := admitted(t)
 		startEarly(t, s)
