@@ -293,7 +293,6 @@ func (p *Provider) LearnPod(pod *corev1.Pod) {
 	for _, c := range pod.Status.ContainerStatuses {
 		if c.Name == name {
 			p.early.admit(pod, oci.Image{Reference: c.ImageID})
-			p.ahead.add(c.ImageID)
 		}
 	}
 }
