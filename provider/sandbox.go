@@ -30,6 +30,7 @@ func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Contain
 		ID:     id,
 		Image:  image.Digest,
 		Module: image.ModuleDigest,
+		Root:   image.Root,
 		Argv0:  argv0,
 		Args:   args,
 		Env:    environment(image, c, resolved),

@@ -300,6 +300,7 @@ func (c *Command) process(i *instance.Instance, call Call) *process {
 		Mounts:    c.mounts,
 		Listeners: call.Listeners,
 		Slot:      i,
+		Room:      i,
 	})
 	return p
 }

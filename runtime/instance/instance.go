@@ -158,6 +158,10 @@ func (i *Instance) OutOfMemory() bool { return i.linear.Denied() }
 // MemoryLimit returns the limit of its group in bytes.
 func (i *Instance) MemoryLimit() int64 { return i.group.MemoryLimit() }
 
+// Hold counts memory that the node holds for the instance; see
+// memory.Linear.Hold.
+func (i *Instance) Hold(bytes int64) bool { return i.linear.Hold(bytes) }
+
 // End gives everything back. The wazero instance must be closed.
 func (i *Instance) End() {
 	i.Release()

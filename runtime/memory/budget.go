@@ -191,11 +191,21 @@ func (l *Linear) charge(bytes int64) bool {
 	return true
 }
 
-// Fix charges another bytes for what the instance holds beside its linear
-// memory. It reports whether there were as many.
+// Fix is Hold for what the instance can't do without: without room it is out of
+// memory.
 func (l *Linear) Fix(bytes int64) bool {
-	if !l.charge(l.fixed + bytes + int64(l.size)) {
+	if !l.Hold(bytes) {
 		l.denied = true
+		return false
+	}
+	return true
+}
+
+// Hold counts bytes that the instance holds beside its linear memory, or, below
+// 0, that it holds no more. Beyond the limit it counts nothing and says no; the
+// instance isn't out of memory by that.
+func (l *Linear) Hold(bytes int64) bool {
+	if bytes > 0 && !l.charge(l.fixed+bytes+int64(l.size)) {
 		return false
 	}
 	l.fixed += bytes

@@ -16,6 +16,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,11 @@ type Spec struct {
 	Args []string
 	// Env holds "KEY=value" entries, at most 4096.
 	Env []string
-	// Mounts are directories that the guest sees beside its root.
+	// Root is the folder with the image's files, which the guest sees as its root
+	// and can't change; empty for none.
+	Root string
+	// Mounts are directories that the guest sees in its root. Unless one is /tmp,
+	// each instance has one of its own there, in memory.
 	Mounts []wasi.Mount
 	// ABI says how a request reaches the guest: argv, server, or command, which
 	// is also what none means, if no request does.
@@ -100,6 +105,7 @@ type Sandbox struct {
 	lines   *lineQueue
 	ports   *ports        // of a server, else nil
 	server  *guest.Server // likewise
+	root    *os.Root      // nil for none
 
 	// stopping ends what runs when Close has waited long enough.
 	stopping context.Context
@@ -111,13 +117,13 @@ type Sandbox struct {
 	running int           // requests
 	idle    chan struct{} // closed when closed && running == 0
 	main    chan struct{} // unless nil, Run runs the command; closed when it has ended
-	once    sync.Once     // of OnClose
+	once    sync.Once     // of what ends with the first Close
 }
 
 // New compiles the module of spec unless that was done before, tries one
 // instance without running it unless spec is Proven, and returns a sandbox that takes requests. What
 // can never work is api.ErrUnusable.
-func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
+func New(ctx context.Context, deps Deps, spec Spec) (_ *Sandbox, err error) {
 	if spec.ABI == "" {
 		spec.ABI = guest.ABICommand
 	}
@@ -133,12 +139,20 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 		CPURequest: spec.CPURequest,
 		CPULimit:   spec.CPULimit,
 	})
-	if err := s.chooseHandler(); err != nil {
+	mounts, err := s.mounts()
+	if err != nil {
 		return nil, s.named(err)
 	}
-	var err error
+	defer func() {
+		if err != nil {
+			s.closeRoot()
+		}
+	}()
+	if err = s.chooseHandler(); err != nil {
+		return nil, s.named(err)
+	}
 	s.command, err = guest.NewCommand(guest.CommandConfig{
-		Mounts: mounts(spec),
+		Mounts: mounts,
 		Group:  s.group,
 		Argv0:  spec.Argv0,
 		Args:   spec.Args,
@@ -160,14 +174,6 @@ func New(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
 	}
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	return s, nil
-}
-
-// mounts returns what the guest finds open: its root, then what is mounted in it.
-func mounts(spec Spec) []wasi.Mount {
-	if len(spec.Mounts) == 0 {
-		return nil // the root alone, which is empty
-	}
-	return append([]wasi.Mount{{Path: "/", FS: wasi.EmptyFS(), ReadOnly: true}}, spec.Mounts...)
 }
 
 // chooseHandler makes what the ABI needs.
@@ -384,8 +390,11 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		<-main
 	}
 	s.lines.wait()
-	if s.deps.OnClose != nil {
-		s.once.Do(func() { s.deps.OnClose(s) })
-	}
+	s.once.Do(func() {
+		s.closeRoot()
+		if s.deps.OnClose != nil {
+			s.deps.OnClose(s)
+		}
+	})
 	return err
 }

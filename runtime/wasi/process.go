@@ -7,6 +7,8 @@ import (
 
 	"github.com/tetratelabs/wazero/experimental/sys"
 	wasmsys "github.com/tetratelabs/wazero/sys"
+
+	"github.com/wisp-serving/wisp/runtime/memfs"
 )
 
 // Mount is a directory that a guest finds open when it starts.
@@ -14,6 +16,8 @@ type Mount struct {
 	// Path is where the guest sees it: absolute and clean.
 	Path string
 	// FS is what is in it; it is safe for the use of all processes that have it.
+	// nil is a file system in memory, of this process's own and empty at its
+	// start: at most one of a process's mounts.
 	FS sys.FS
 	// ReadOnly refuses whatever would change FS.
 	ReadOnly bool
@@ -37,6 +41,8 @@ type Config struct {
 	Listeners []*Listener
 	// Slot, unless nil, is what the guest holds while it computes.
 	Slot Slot
+	// Room is what the file system in memory is made of; required with one.
+	Room memfs.Room
 }
 
 // Slot is a right to compute that a guest lends back while it waits.
@@ -58,6 +64,9 @@ type Process struct {
 	started time.Time
 	failed  error
 
+	private Mount // of the file system in memory
+	memory  memfs.FS
+
 	fds  []descriptor
 	free int // no descriptor below is free
 	open int
@@ -73,7 +82,13 @@ func (p *Process) Start(ctx context.Context, cfg Config) context.Context {
 	p.started = time.Now()
 	p.fds = append(p.fds[:0], descriptor{kind: kindStdin}, descriptor{kind: kindStdout}, descriptor{kind: kindStderr})
 	for i := range cfg.Mounts {
-		p.fds = append(p.fds, descriptor{kind: kindDir, mount: &cfg.Mounts[i], path: ".", preopen: true})
+		mount := &cfg.Mounts[i]
+		if mount.FS == nil {
+			p.memory.Init(cfg.Room)
+			p.private = Mount{Path: mount.Path, FS: &p.memory}
+			mount = &p.private
+		}
+		p.fds = append(p.fds, descriptor{kind: kindDir, mount: mount, path: ".", preopen: true})
 	}
 	if len(cfg.Listeners) > 0 && p.wake == nil {
 		p.wake = make(chan struct{}, 1)
@@ -97,6 +112,7 @@ func (p *Process) Close() {
 		p.fds[i].close()
 	}
 	clear(p.fds)
+	p.memory.Init(nil)
 	p.cfg, p.ctx = Config{}, nil
 	p.wake = nil // a late peer may still send to it
 }

@@ -6,6 +6,9 @@
 //	env NAME      prints a variable's value
 //	args          prints all arguments, quoted, argv[0] first
 //	count         prints how often this instance counted before, and counts
+//	cat PATH      prints a file, or why it can't
+//	append PATH   appends a line to a file, made if need be, or says why it can't
+//	fill PATH     writes zeros to a file until that fails, and prints the MiB
 //	exit STATUS   exits
 //	panic         panics
 //	loop          loops for ever
@@ -46,6 +49,12 @@ func main() {
 		case "count":
 			say(os.Stdout, strconv.Itoa(counted))
 			counted++
+		case "cat":
+			cat(next())
+		case "append":
+			add(next())
+		case "fill":
+			fill(next())
 		case "exit":
 			status, _ := strconv.Atoi(next())
 			os.Exit(status)
@@ -79,6 +88,40 @@ func main() {
 			os.Exit(2)
 		}
 	}
+}
+
+func cat(name string) {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		say(os.Stdout, err.Error())
+		return
+	}
+	_, _ = os.Stdout.Write(content)
+}
+
+func add(name string) {
+	file, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = file.WriteString("line\n")
+	}
+	if err != nil {
+		say(os.Stdout, err.Error())
+	}
+}
+
+func fill(name string) {
+	file, err := os.Create(name)
+	if err != nil {
+		say(os.Stdout, err.Error())
+		return
+	}
+	zeros := make([]byte, 1<<20)
+	written := 0
+	for err == nil {
+		_, err = file.Write(zeros)
+		written++
+	}
+	say(os.Stdout, strconv.Itoa(written-1))
 }
 
 func say(to *os.File, line string) {

@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// image makes a folder as the store has it for an image, with links that lead
+// astray.
+func image(t *testing.T) string {
+	t.Helper()
+	outside := t.TempDir()
+	if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(outside, "root")
+	for name, content := range map[string]string{"etc/motd": "hello\n", "app/data": "data\n"} {
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{"up": "../secret", "far": "../../../../../../../../etc/passwd", "dir": "..", "inside": "etc/motd"} {
+		if err := os.Symlink(target, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func TestImageFiles(t *testing.T) {
+	root := image(t)
+	s := start(t, Spec{Root: root})
+	for path, want := range map[string]string{"/etc/motd": "hello\n", "app/data": "data\n", "/app/../etc/motd": "hello\n", "/inside": "hello\n"} {
+		if got := call(t.Context(), s, "cat", path); got.Body.String() != want {
+			t.Errorf("%s: got %q, want %q", path, got.Body, want)
+		}
+	}
+	for _, path := range []string{"/up", "/far", "/dir/secret", "/../secret", "../secret", "/dir/root/etc/motd"} {
+		got := call(t.Context(), s, "cat", path).Body.String()
+		if strings.Contains(got, "secret\n") || strings.Contains(got, "root:") || got == "secret" || got == "hello\n" || !strings.HasPrefix(got, "open ") {
+			t.Errorf("%s leads to %q, want an error", path, got)
+		}
+	}
+	for _, path := range []string{"/etc/motd", "/new", "/etc/new"} {
+		if got := call(t.Context(), s, "append", path).Body.String(); got == "" {
+			t.Errorf("append to %s: got %q, want an error", path, got)
+		}
+	}
+	if content, err := os.ReadFile(filepath.Join(root, "etc/motd")); err != nil || string(content) != "hello\n" {
+		t.Errorf("the image's file holds %q (%v)", content, err)
+	}
+}
+
+func TestTmpIsAnInstancesOwn(t *testing.T) {
+	s := start(t, Spec{})
+	for range 2 {
+		got := call(t.Context(), s, "append", "/tmp/x", "append", "/tmp/x", "cat", "/tmp/x").Body.String()
+		if got != "line\nline\n" {
+			t.Errorf("got %q, want the two lines of this request", got)
+		}
+	}
+}
+
+// What a guest writes counts as its pod's memory, and is free again when it ends.
+func TestTmpIsBounded(t *testing.T) {
+	s := start(t, Spec{Memory: 64 << 20})
+	first := call(t.Context(), s, "fill", "/tmp/x").Body.String()
+	written, err := strconv.Atoi(strings.TrimSpace(first))
+	if err != nil || written < 8 || written >= 64 {
+		t.Fatalf("%q MiB were written into a pod of 64", first)
+	}
+	if again := call(t.Context(), s, "fill", "/tmp/x").Body.String(); again != first {
+		t.Errorf("%q MiB were written the next time, %q before", again, first)
+	}
+	if used := s.group.Usage().Memory; used != 0 {
+		t.Errorf("%d bytes are still counted", used)
+	}
+}
