@@ -1,9 +1,11 @@
 package provider
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +19,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
@@ -58,6 +61,11 @@ type function struct {
 	logs  *relay
 	ahead *aheadRun
 	log   *podlog.Writer
+	// front answers a revision's requests; nil without one. routed is whether the
+	// router sends it any: one goroutine at a time says so.
+	front      *queueproxy.Proxy
+	routed     bool
+	requestLog *podlog.Writer // nil without one
 	// ports are what listens for it at the pod's own address.
 	ports []*podnet.Port
 }
@@ -135,7 +143,7 @@ func (c *container) adopt(ctx context.Context) *function {
 		log.Close()
 		return nil
 	}
-	f.log = log
+	f.log, f.routed = log, true
 	c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
 	if err := c.expose(f); err != nil { // its requests come by the node's own address too
 		c.event(corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
@@ -200,6 +208,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		return nil, err
 	}
 	spec.Stdout, spec.Stderr = writer.Stream("stdout"), writer.Stream("stderr")
+	spec.Env = append([]string{"HOSTNAME=" + cmp.Or(api.Spec.Hostname, api.Name)}, spec.Env...)
 	spec.OnOOM = c.outOfMemory
 	sb, err := c.pod.provider.cfg.Runtime.Start(ctx, spec)
 	if err != nil {
@@ -210,16 +219,44 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		Sandbox: sb, target: c.pod.uid, imageID: image.Reference,
 		requests: answersRequests(spec.ABI), log: writer,
 	}
+	if c.serves {
+		if err := c.setFront(f); err != nil {
+			return nil, errors.Join(err, c.discard(ctx, f))
+		}
+	}
 	if err := c.expose(f); err != nil {
-		err = errors.Join(err, sb.Close(ctx))
-		writer.Close()
-		return nil, err
+		return nil, errors.Join(err, c.discard(ctx, f))
 	}
 	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
 	if c.serves {
 		c.pod.provider.early.admit(api, image)
 	}
 	return f, nil
+}
+
+// discard closes a function that was never run.
+func (c *container) discard(ctx context.Context, f *function) error {
+	f.log.Close()
+	return f.Close(ctx)
+}
+
+// setFront puts Knative's proxy before a revision's function.
+func (c *container) setFront(f *function) error {
+	var log io.Writer
+	if c.pods.Proxy.RequestLog != "" {
+		w, err := c.pod.provider.logOf(c.pod.uid, podspec.QueueProxy).Begin(int(c.state().Runs))
+		if err != nil {
+			return err
+		}
+		f.requestLog, log = w, w.Stream("stdout")
+	}
+	ready := (&watcher{container: c, f: f}).asked
+	if f.requests {
+		ready = nil
+	}
+	var err error
+	f.front, err = newFront(c.pods, f, c.pod.name.Name, c.pod.facts().PodIPs, ready, log)
+	return err
 }
 
 func (c *container) pull(ctx context.Context, api *corev1.Pod, resolved podspec.Resolved) (oci.Image, error) {
@@ -313,32 +350,33 @@ func (c *container) run(ctx context.Context, f *function) {
 	now := time.Now()
 	c.set(func(s podlife.Container) podlife.Container {
 		s = s.Begin(c.id(s.Runs), now)
-		s.ImageID, s.Started, s.Ready = f.imageID, true, true
+		s.ImageID = f.imageID
 		return s
 	})
-	c.startOnce.Do(func() { close(c.started) })
 	c.event(corev1.EventTypeNormal, "Started", "Started container "+c.spec.Name)
 	c.log.Infow("container started", "image", f.imageID, "after", now.Sub(c.pod.accepted))
 
-	router := c.pod.provider.cfg.Router
-	running, stop := context.WithCancelCause(context.Background())
-	defer stop(nil)
+	running, kill := context.WithCancelCause(context.Background())
+	defer kill(nil)
 	ended := make(chan error, 1)
 	go func() { ended <- f.Run(running) }()
-	if c.serves && f.target == c.pod.uid {
-		router.Add(c.pods.Revision, f.target, c.pods.Concurrency, f.Sandbox)
-	}
 	c.hold(f)
+	watcher := c.watch(f, kill)
 	var err error
 	select {
 	case err = <-ended:
+		watcher.stop()
 		c.close(f)
 	case <-ctx.Done():
-		c.stop(ctx, f)
+		watcher.stop()
+		c.stop(ctx, f, watcher)
 		err = <-ended
 	}
 	c.hold(nil)
 	f.log.Close()
+	if f.requestLog != nil {
+		f.requestLog.Close()
+	}
 	c.ended(ctx, f, err)
 }
 
@@ -365,13 +403,14 @@ func (c *container) close(f *function) {
 // stop ends a running sandbox: its requests may take what is left of the grace
 // period, and a command is ended at once, as a process is by a signal that it
 // doesn't handle.
-func (c *container) stop(ctx context.Context, f *function) {
+func (c *container) stop(ctx context.Context, f *function, w *watcher) {
 	drained := c.remove(f)
 	if cause := context.Cause(ctx); errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline) || errors.Is(cause, errDone) {
 		c.event(corev1.EventTypeNormal, "Killing", "Stopping container "+c.spec.Name)
 	} else {
 		c.pod.killAfter(c.pod.provider.cfg.Node.DrainTimeout.Duration)
 	}
+	w.preStop(c.pod.killed)
 	f.conceal(c.pod.killed)
 	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
 }
@@ -379,7 +418,11 @@ func (c *container) stop(ctx context.Context, f *function) {
 // remove takes the function out of the router. The channel is closed when no
 // request is left that has come by it.
 func (c *container) remove(f *function) <-chan struct{} {
-	if c.serves {
+	if f.front != nil {
+		f.front.Drain()
+	}
+	if f.routed {
+		f.routed = false
 		return c.pod.provider.cfg.Router.Remove(c.pods.Revision, f.target)
 	}
 	none := make(chan struct{})

@@ -112,7 +112,7 @@ func (e *earlyStarts) start(ctx context.Context, revision revisionKey) error {
 	}
 	ef.function = f
 	f.begin()
-	e.router.AddEarly(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f)
+	e.router.AddEarly(revision.NamespacedName, f.target, ef.template.spec.Concurrency, f.front)
 	e.lives.Go(func() { e.live(ef) })
 	return nil
 }
@@ -180,7 +180,11 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	return &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}, nil
+	f := &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}
+	if f.front, err = newFront(t.spec, f, "", e.facts().PodIPs, nil, nil); err != nil {
+		return nil, errors.Join(err, sb.Close(ctx))
+	}
+	return f, nil
 }
 
 // live holds the function until a Pod takes it or the lease ends. While the API

@@ -53,13 +53,12 @@ func (p *Provider) Logs(ctx context.Context, namespace, name, container string, 
 	if status == nil {
 		return &kubelet.Error{Status: http.StatusNotFound, Text: fmt.Sprintf("container %q not found in pod %q", container, name)}
 	}
-	if container == podspec.QueueProxy && podspec.IsRevision(api) {
-		return nil // the node does its work, and says in its own log what there is to say
-	}
 	err = p.logOf(api.UID, container).Copy(ctx, out, o)
 	switch {
 	case !errors.Is(err, podlog.ErrNoRun):
 		return err
+	case container == podspec.QueueProxy && podspec.IsRevision(api):
+		return nil // a request log, unless there is none
 	case o.Previous:
 		return &kubelet.Error{Status: http.StatusBadRequest, Text: fmt.Sprintf("previous terminated container %q in pod %q not found", container, name)}
 	case status.State.Waiting != nil:

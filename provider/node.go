@@ -101,7 +101,7 @@ func (p *Provider) admitPods(ctx context.Context) {
 func (p *Provider) podController() (*node.PodController, informers.SharedInformerFactory, error) {
 	mine := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0, nodeutil.PodInformerFilter(p.cfg.Node.Name))
 	p.lister = mine.Core().V1().Pods().Lister()
-	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: p.missed}); err != nil {
+	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: p.gated, DeleteFunc: p.missed}); err != nil {
 		return nil, nil, fmt.Errorf("prepare the watch of pods: %w", err)
 	}
 	unused := informers.NewSharedInformerFactory(p.cfg.Client, 0).Core().V1()
@@ -117,12 +117,21 @@ func (p *Provider) podController() (*node.PodController, informers.SharedInforme
 		SyncPodsFromKubernetesRateLimiter:    retryLimiter(),
 		DeletePodsFromKubernetesRateLimiter:  retryLimiter(),
 		SyncPodStatusFromProviderRateLimiter: retryLimiter(),
-		SkipDownwardAPIResolution:            true,
+		// An API server may be away for longer than virtual-kubelet has patience.
+		SyncPodsFromKubernetesShouldRetryFunc:    retryForEver,
+		DeletePodsFromKubernetesShouldRetryFunc:  retryForEver,
+		SyncPodStatusFromProviderShouldRetryFunc: retryForEver,
+		SkipDownwardAPIResolution:                true,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare the pod controller: %w", err)
 	}
 	return pods, mine, nil
+}
+
+// retryForEver retries what failed, as often as it takes, at the limiter's pace.
+func retryForEver(context.Context, string, int, time.Time, error) (*time.Duration, error) {
+	return nil, nil
 }
 
 // retryLimiter delays what failed. virtual-kubelet's default also lets only 10

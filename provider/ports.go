@@ -10,8 +10,8 @@ import (
 )
 
 // ports are those on which the container may listen: its own, and those that its
-// probes ask, queueProxy for it.
-func ports(c podspec.Container, queueProxy *corev1.Probe) []int {
+// probes ask, proxied for it.
+func ports(c podspec.Container, proxied []*corev1.Probe) []int {
 	var numbers []int
 	add := func(port int32) {
 		if n := int(port); n > 0 && !slices.Contains(numbers, n) {
@@ -23,7 +23,7 @@ func ports(c podspec.Container, queueProxy *corev1.Probe) []int {
 			add(p.ContainerPort)
 		}
 	}
-	for _, probe := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe, queueProxy} {
+	for _, probe := range append([]*corev1.Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe}, proxied...) {
 		switch {
 		case probe == nil:
 		case probe.HTTPGet != nil:

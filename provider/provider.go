@@ -36,6 +36,7 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/podstatus"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
@@ -300,6 +301,20 @@ func (p *Provider) LearnPod(pod *corev1.Pod) {
 // PrepareImage has an image pulled and compiled soon, for a revision that may be
 // called here. It doesn't block.
 func (p *Provider) PrepareImage(ref string) { p.ahead.add(ref) }
+
+// gated tells the status of a pod anew when a condition that gates its readiness
+// has changed: others set those, and virtual-kubelet hands on no change of the
+// status alone.
+func (p *Provider) gated(before, after any) {
+	old, isOld := before.(*corev1.Pod)
+	api, isNew := after.(*corev1.Pod)
+	if !isOld || !isNew || !podstatus.GatesDiffer(old, api) {
+		return
+	}
+	if it, ok := p.find(api.UID); ok {
+		p.publish(it)
+	}
+}
 
 // missed ends a pod whose deletion fell into a gap of the watch. Of those,
 // virtual-kubelet takes no notice (DeleteFunc in its node/podcontroller.go).

@@ -35,7 +35,7 @@ func sandboxSpec(id string, image oci.Image, pod podspec.Spec, c podspec.Contain
 		Args:   args,
 		Env:    environment(image, c, resolved),
 		ABI:    abi(image, pod),
-		Ports:  ports(c, pod.QueueProxy),
+		Ports:  ports(c, pod.Proxy.Readiness),
 		H2C:    len(c.Ports) > 0 && c.Ports[0].Name == "h2c",
 		// A quantity that isn't there is 0, which leaves it to the node.
 		Memory:     c.Resources.Limits.Memory().Value(),

@@ -13,6 +13,7 @@ package kubelet
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/wisp-serving/wisp/provider/podlog"
@@ -152,7 +154,19 @@ func refusal(what string) http.HandlerFunc {
 		"exec":   "exec: a wasm container holds one module and no other program that could be run in it",
 		"attach": "attach: a wasm container's standard input is empty; its output is what `kubectl logs --follow` shows",
 	}[what]
-	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, text, http.StatusNotImplemented) }
+	// As an API object: who upgrades connections takes plain text for YAML.
+	status, err := json.Marshal(metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+		Status:   metav1.StatusFailure, Message: text, Code: http.StatusNotImplemented,
+	})
+	if err != nil {
+		panic(err) // it is made of strings
+	}
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotImplemented)
+		_, _ = w.Write(status)
+	}
 }
 
 // forward joins a stream to a port of a pod until either ends.

@@ -9,7 +9,6 @@ package podspec
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,12 +17,12 @@ import (
 	"knative.dev/serving/pkg/apis/serving"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 )
 
 // QueueProxy is the name of the sidecar that Knative puts into every revision's
-// pod (serving pkg/reconciler/revision/resources/deploy.go). The node serves
-// its contract itself and never pulls its image.
-const QueueProxy = "queue-proxy"
+// pod. The node serves its contract itself and never pulls its image.
+const QueueProxy = queueproxy.Name
 
 // Spec is a pod as the node runs it.
 type Spec struct {
@@ -38,9 +37,8 @@ type Spec struct {
 	// EarlyStart is whether the function may start ahead of a Pod: the revision
 	// doesn't ask to wait, and nothing it is started with belongs to one Pod.
 	EarlyStart bool
-	// QueueProxy is the sidecar's readiness probe of the user's container, which
-	// Knative has moved there; nil if there is none.
-	QueueProxy *corev1.Probe
+	// Proxy is what Knative tells its sidecar, whose part the node plays.
+	Proxy queueproxy.Settings
 
 	// Init run before the others, one after another; Containers run at once. The
 	// sidecar is among neither.
@@ -148,35 +146,9 @@ func (s *Spec) revision(pod *corev1.Pod, proxy *corev1.Container, found *unsuppo
 	s.RevisionUID = types.UID(pod.Labels[serving.RevisionUID])
 	s.TemplateHash = pod.Labels["pod-template-hash"]
 	var err error
-	if s.Concurrency, err = containerConcurrency(proxy); err != nil {
-		found.add("%s", err)
-	}
-	if s.QueueProxy, err = readinessProbe(proxy); err != nil {
-		found.add("%s", err)
-	}
-}
-
-func containerConcurrency(proxy *corev1.Container) (int, error) {
-	const name = "CONTAINER_CONCURRENCY"
-	value := literal(proxy, name)
-	if value == "" {
-		return 0, nil
-	}
-	n, err := strconv.Atoi(value)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%s env %s = %q, must be a number of at least 0", QueueProxy, name, value)
-	}
-	return n, nil
-}
-
-// literal returns the value of a variable that is given as such.
-func literal(c *corev1.Container, name string) string {
-	for _, e := range c.Env {
-		if e.Name == name {
-			return e.Value
-		}
-	}
-	return ""
+	s.Proxy, err = queueproxy.Parse(proxy.Env)
+	found.errors(err)
+	s.Concurrency = s.Proxy.Concurrency
 }
 
 // free is whether nothing that the pod's containers start with is one Pod's own,

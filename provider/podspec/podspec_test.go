@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 )
 
 // knativePod is a pod as Knative's controller and the API server's admission
@@ -88,21 +89,21 @@ func TestParse(t *testing.T) {
 				p.Spec.Containers[1].Env = append(p.Spec.Containers[1].Env, corev1.EnvVar{Name: "SERVING_READINESS_PROBE", Value: `{"tcpSocket":{"port":8080,"host":"127.0.0.1"},"successThreshold":1}`})
 			},
 			func(s *podspec.Spec) {
-				s.QueueProxy = &corev1.Probe{SuccessThreshold: 1, ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080), Host: "127.0.0.1"}}}
+				s.Proxy.Readiness = []*corev1.Probe{{SuccessThreshold: 1, ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080), Host: "127.0.0.1"}}}}
 			},
 		},
 		{
 			"a plain pod", func(p *corev1.Pod) { p.Labels, p.Annotations, p.Spec.Containers = nil, nil, p.Spec.Containers[:1] },
 			func(s *podspec.Spec) {
 				s.Revision, s.RevisionUID, s.TemplateHash, s.ABI = types.NamespacedName{}, "", "", ""
-				s.Concurrency, s.EarlyStart = 0, false
+				s.Concurrency, s.Proxy, s.EarlyStart = 0, queueproxy.Settings{}, false
 			},
 		},
 		{
 			"a plain pod's queue-proxy is a container like others", func(p *corev1.Pod) { p.Labels = nil },
 			func(s *podspec.Spec) {
 				s.Revision, s.RevisionUID, s.TemplateHash = types.NamespacedName{}, "", ""
-				s.Concurrency, s.EarlyStart = 0, false
+				s.Concurrency, s.Proxy, s.EarlyStart = 0, queueproxy.Settings{}, false
 				s.Containers = append(s.Containers, podspec.Container{Path: "spec.containers[1]"})
 			},
 		},
@@ -124,6 +125,7 @@ func TestParse(t *testing.T) {
 				Restart:      corev1.RestartPolicyAlways,
 				ABI:          "argv",
 				Concurrency:  7,
+				Proxy:        queueproxy.Settings{Concurrency: 7},
 				EarlyStart:   true,
 				Grace:        30 * time.Second,
 			}

@@ -1,7 +1,6 @@
 package podspec
 
 import (
-	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -23,6 +22,17 @@ func (u *unsupported) add(format string, args ...any) { *u = append(*u, fmt.Spri
 func (u *unsupported) addIf(bad bool, format string, args ...any) {
 	if bad {
 		u.add(format, args...)
+	}
+}
+
+// errors adds each of the errors that are joined in err.
+func (u *unsupported) errors(err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			u.add("%s", e)
+		}
+	} else if err != nil {
+		u.add("%s", err)
 	}
 }
 
@@ -94,16 +104,6 @@ func (u *unsupported) container(c Container, revision bool) {
 		u.lifecycle(c.Path+".lifecycle", c.Lifecycle)
 	}
 	u.securityContext(c.Path+".securityContext", c.SecurityContext)
-	u.later(c, revision)
-}
-
-// later names what is not done yet.
-func (u *unsupported) later(c Container, revision bool) {
-	for _, p := range []*corev1.Probe{c.LivenessProbe, c.StartupProbe} {
-		u.addIf(p != nil && p.Exec == nil, "%s: a probe", c.Path)
-	}
-	u.addIf(c.ReadinessProbe != nil && c.ReadinessProbe.Exec == nil && !revision, "%s: a probe", c.Path)
-	u.addIf(c.Lifecycle != nil && !revision && c.Lifecycle.PreStop != nil && c.Lifecycle.PreStop.Exec == nil, "%s.lifecycle", c.Path)
 }
 
 func (u *unsupported) env(path string, e corev1.EnvVar) {
@@ -175,19 +175,3 @@ func (u *unsupported) securityContext(path string, s *corev1.SecurityContext) {
 func isTrue(b *bool) bool { return b != nil && *b }
 
 func isRoot(user *int64) bool { return user != nil && *user == 0 }
-
-// readinessProbe reads the probe of the user's container that Knative has moved
-// to its sidecar (serving pkg/queue/readiness). An exec probe stays with the
-// container.
-func readinessProbe(proxy *corev1.Container) (*corev1.Probe, error) {
-	const name = "SERVING_READINESS_PROBE"
-	value := literal(proxy, name)
-	if value == "" {
-		return nil, nil
-	}
-	probe := &corev1.Probe{}
-	if err := json.Unmarshal([]byte(value), probe); err != nil {
-		return nil, fmt.Errorf("%s env %s = %q, must be a probe: %w", QueueProxy, name, value, err)
-	}
-	return probe, nil
-}

@@ -278,6 +278,22 @@ func (c conditions) unready(s State) (reason, message string) {
 	return reasonNotReady, fmt.Sprintf("containers with unready status: %s", unready)
 }
 
+// GatesDiffer is whether a condition that gates the pod's readiness has another
+// status in after than in before.
+func GatesDiffer(before, after *corev1.Pod) bool {
+	status := func(pod *corev1.Pod, kind corev1.PodConditionType) corev1.ConditionStatus {
+		for _, c := range pod.Status.Conditions {
+			if c.Type == kind {
+				return c.Status
+			}
+		}
+		return ""
+	}
+	return slices.ContainsFunc(after.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
+		return status(before, g.ConditionType) != status(after, g.ConditionType)
+	})
+}
+
 // gated says which readiness gates are closed.
 func (c conditions) gated() (reason, message string) {
 	var closed []string

@@ -274,12 +274,7 @@ func (w *worker) deployment(name string, replicas int32, spec corev1.PodSpec) *a
 func testDeployment(t *testing.T, w *worker) {
 	d := w.deployment("sleepers", 3, w.spec(corev1.RestartPolicyAlways, "sleep", "600"))
 	w.create(t, d)
-	available := func(n int32) {
-		t.Helper()
-		platform.WaitFor(t, w.Platform, &appsv1.Deployment{ObjectMeta: w.meta("sleepers")}, fmt.Sprintf("have %d pods", n), func(d *appsv1.Deployment) bool {
-			return d.Status.AvailableReplicas == n && d.Status.Replicas == n && d.Status.ObservedGeneration == d.Generation
-		})
-	}
+	available := func(n int32) { t.Helper(); w.awaitAvailable(t, "sleepers", n) }
 	available(3)
 	w.Kubectl(t, "scale", "deployment/sleepers", "--replicas=1", "-n", w.namespace)
 	available(1)
@@ -489,7 +484,7 @@ func testEvents(t *testing.T, w *worker) {
 	pod := w.run(t, "eventful", w.spec(corev1.RestartPolicyNever, "print", "hi"))
 	seen := map[string]bool{}
 	missing := func() (reasons []string) {
-		for _, reason := range []string{"Pulling", "Pulled", "Created", "Started"} {
+		for _, reason := range []string{"Pulled", "Created", "Started"} {
 			if !seen[reason] {
 				reasons = append(reasons, reason)
 			}
