@@ -348,9 +348,14 @@ func (c *container) cannotStart(ctx context.Context, err error) {
 // sandbox.
 func (c *container) run(ctx context.Context, f *function) {
 	now := time.Now()
+	unasked := f.requests || c.unasked()
+	if unasked {
+		c.route(f, true)
+	}
+	// Where there is nobody to ask, one status says all.
 	c.set(func(s podlife.Container) podlife.Container {
 		s = s.Begin(c.id(s.Runs), now)
-		s.ImageID = f.imageID
+		s.ImageID, s.Started, s.Ready = f.imageID, unasked, unasked
 		return s
 	})
 	c.event(corev1.EventTypeNormal, "Started", "Started container "+c.spec.Name)
@@ -510,13 +515,17 @@ func (c *container) state() podlife.Container {
 	return c.pod.containers[c.index()]
 }
 
-// set changes the container's state and publishes it.
+// set changes the container's state, and publishes it if that is another one.
 func (c *container) set(next func(podlife.Container) podlife.Container) {
 	c.pod.mu.Lock()
 	i := c.index()
-	c.pod.containers[i] = next(c.pod.containers[i])
+	before := c.pod.containers[i]
+	after := next(before)
+	c.pod.containers[i] = after
 	c.pod.mu.Unlock()
-	c.pod.provider.publish(c.pod)
+	if after != before {
+		c.pod.provider.publish(c.pod)
+	}
 }
 
 // index is the container's place in its pod; the pod's mu is held.

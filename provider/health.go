@@ -153,18 +153,33 @@ func (w *watcher) asked(ctx context.Context) error {
 // setReady says whether the container takes requests, first to those who send
 // them: a Ready pod must not refuse one.
 func (w *watcher) setReady(ready bool) {
-	if w.serves && w.f.routed != ready {
-		router := w.pod.provider.cfg.Router
-		if w.f.routed = ready; ready {
-			router.Add(w.pods.Revision, w.f.target, w.pods.Concurrency, w.f.front)
-		} else {
-			router.Remove(w.pods.Revision, w.f.target)
-		}
-	}
+	w.route(w.f, ready)
 	w.set(func(s podlife.Container) podlife.Container {
 		s.Ready = ready && s.State == podlife.Running
 		return s
 	})
+}
+
+// route says whether the router sends f its revision's requests.
+func (c *container) route(f *function, sends bool) {
+	if !c.serves || f.routed == sends {
+		return
+	}
+	router := c.pod.provider.cfg.Router
+	if f.routed = sends; sends {
+		router.Add(c.pods.Revision, f.target, c.pods.Concurrency, f.front)
+	} else {
+		router.Remove(c.pods.Revision, f.target)
+	}
+}
+
+// unasked is whether the container has neither probe nor hook that its start
+// waits for.
+func (c *container) unasked() bool {
+	if c.serves && len(c.pods.Proxy.Readiness) > 0 || c.spec.ReadinessProbe != nil || c.spec.StartupProbe != nil {
+		return false
+	}
+	return c.spec.Lifecycle == nil || c.spec.Lifecycle.PostStart == nil || c.pods.IsRevision()
 }
 
 // postStart runs the container's hook, and ends the container if that fails.
