@@ -96,8 +96,8 @@ func (m *module) refer(index uint32) {
 	}
 }
 
-// referredOutsideCode marks the functions that tables, globals and element
-// segments refer to.
+// referredOutsideCode finds the functions that tables, globals and element
+// segments refer to, and those that code may refer to.
 func (m *module) referredOutsideCode() error {
 	m.graph.declared = make([]bool, len(m.importTypes)+len(m.functions))
 	for _, e := range m.exports {
@@ -105,55 +105,85 @@ func (m *module) referredOutsideCode() error {
 			m.graph.declared[e.index] = true
 		}
 	}
-	var failed error
-	in := func(expr []byte, base int, declares bool) {
-		r := reader{buf: expr, base: base, types: uint32(len(m.types))}
-		for r.more() {
-			switch in := r.instr(); in.op {
-			case opRefFunc:
-				if m.isFunction(&r, in.start, in.a); r.err == nil {
-					m.refer(in.a)
-					m.graph.declared[in.a] = m.graph.declared[in.a] || declares
-				}
-			case opGlobalGet:
-				m.isGlobal(&r, in.start, in.a)
-			}
-		}
-		if failed == nil {
-			failed = r.err
-		}
-	}
 	for _, t := range m.tables {
-		in(t.init, t.initBase, false)
+		if err := m.referredIn(t.init, t.initBase, false); err != nil {
+			return err
+		}
 	}
 	for _, g := range m.globals {
-		in(g.init, g.base, true)
+		if err := m.referredIn(g.init, g.base, true); err != nil {
+			return err
+		}
 	}
 	for _, e := range m.elements {
-		in(e.offset, e.offsetBase, false)
-		if e.flags&elementExpressions != 0 {
-			in(e.items, e.itemsBase, true)
-			continue
-		}
-		r := reader{buf: e.items, base: e.itemsBase}
-		for r.more() {
-			index := r.u32()
-			if m.isFunction(&r, 0, index); r.err == nil {
-				m.refer(index)
-				m.graph.declared[index] = true
-			}
-		}
-		if failed == nil {
-			failed = r.err
+		if err := m.referredInElement(e); err != nil {
+			return err
 		}
 	}
-	return failed
+	return nil
+}
+
+func (m *module) referredInElement(e element) error {
+	if err := m.referredIn(e.offset, e.offsetBase, false); err != nil {
+		return err
+	}
+	if e.flags&elementExpressions != 0 {
+		return m.referredIn(e.items, e.itemsBase, true)
+	}
+	r := reader{buf: e.items, base: e.itemsBase}
+	for r.more() {
+		at := r.pos
+		m.referTo(&r, at, r.u32(), true)
+	}
+	return r.err
+}
+
+// referredIn finds those that constant expressions refer to.
+func (m *module) referredIn(expressions []byte, base int, declares bool) error {
+	r := reader{buf: expressions, base: base, types: uint32(len(m.types))}
+	for r.more() {
+		switch in := r.instr(); in.op {
+		case opRefFunc:
+			m.referTo(&r, in.start, in.a, declares)
+		case opGlobalGet:
+			m.isGlobal(&r, in.start, in.a)
+		}
+	}
+	return r.err
+}
+
+func (m *module) referTo(r *reader, at int, index uint32, declares bool) {
+	if m.isFunction(r, at, index); r.err == nil {
+		m.refer(index)
+		m.graph.declared[index] = m.graph.declared[index] || declares
+	}
 }
 
 // isElement refuses segments that aren't the module's own; see encodeElements.
 func (m *module) isElement(r *reader, in instr) {
 	if uint64(in.a) >= uint64(len(m.elements)) {
 		r.fail(in.start, "element segment %d isn't there", in.a)
+	}
+}
+
+// isLabel refuses a label beyond the function's: what is written has more
+// blocks.
+func (r *reader) isLabel(at int, label, nesting uint32) {
+	if label > nesting {
+		r.fail(at, "label %d isn't there", label)
+	}
+}
+
+func (r *reader) areLabels(in instr, nesting uint32) {
+	if in.op == opBrTable || in.op == opTryTable {
+		r.targets(in, func(label uint32) { r.isLabel(in.start, label, nesting) })
+	}
+}
+
+// isLocal refuses locals that aren't the function's own.
+func (m *module) isLocal(r *reader, f *function, in instr) {
+	if uint64(in.a) >= uint64(m.types[f.typ].paramCount)+uint64(f.count) {
+		r.fail(in.start, "local %d isn't there", in.a)
 	}
 }
 
@@ -170,7 +200,12 @@ func (m *module) scan(i int, o Options) error {
 			cost += in.cost
 		}
 		switch in.op {
+		case opBr, opBrIf:
+			r.isLabel(in.start, in.a, nesting)
+		case opLocalGet, opLocalSet, opLocalTee:
+			m.isLocal(&r, f, in)
 		case opBlock, opLoop, opIf, opTryTable:
+			r.areLabels(in, nesting)
 			if nesting++; nesting > o.Nesting {
 				return m.limitOf(i, "nested blocks", uint64(nesting), uint64(o.Nesting))
 			}
@@ -181,9 +216,13 @@ func (m *module) scan(i int, o Options) error {
 				r.fail(r.pos, "code after the function's end")
 			}
 		case opBrTable:
+			r.areLabels(in, nesting)
 			if in.a > o.Branches {
 				return m.limitOf(i, "labels of a br_table", uint64(in.a), uint64(o.Branches))
 			}
+		case opBrOnNull, opBrOnNonNull:
+			r.isLabel(in.start, in.a, nesting)
+			m.typed = true
 		case opGlobalGet, opGlobalSet:
 			m.isGlobal(&r, in.start, in.a)
 		case opElemDrop:
@@ -255,7 +294,7 @@ func (m *module) edge(r *reader, f *function, in instr) {
 	case opTableGrow, opTableFill:
 		m.isTable(r, in.start, in.a)
 		f.loops = true
-	case opRefAsNonNull, opBrOnNull, opBrOnNonNull:
+	case opRefAsNonNull:
 		m.typed = true
 	case opMemoryGrow, opMemoryInit, opMemoryCopy, opMemoryFill:
 		f.loops = true

@@ -3,6 +3,7 @@ package meter_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	goruntime "runtime"
 	"strings"
@@ -160,6 +161,40 @@ func TestStackIsAddedTo(t *testing.T) {
 	}
 }
 
+// TestStackOfLargeFrames recurs with many values kept across the call, of which
+// the code says little: it has to end before the engine gives up.
+func TestStackOfLargeFrames(t *testing.T) {
+	const values = 1000
+	var body []byte
+	for range values {
+		body = append(body, 0x20, 0, 0x41, 0, 0xfd, 0x1c, 0) // local.get 0; i32.const 0; i32x4.replace_lane 0
+		body = append(body, 0x22, 0)                         // local.tee 0
+	}
+	body = append(body, 0x20, 0, 0x10, 0) // local.get 0; call 0
+	for range values {
+		body = append(body, 0xfd, 0x51) // v128.xor
+	}
+	body = append(body, 0x0b)
+	section := func(id byte, content ...byte) []byte {
+		return append(binary.AppendUvarint([]byte{id}, uint64(len(content))), content...)
+	}
+	start := []byte{0, 0xfd, 0x0c, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x10, 0, 0x1a, 0x0b}
+	code := binary.AppendUvarint([]byte{2}, uint64(len(body)+1))
+	code = append(append(code, 0), body...)
+	code = append(append(code, byte(len(start))), start...)
+	module := wasmtest.Module(
+		section(1, 2, 0x60, 1, 0x7b, 1, 0x7b, 0x60, 0, 0), section(3, 2, 0, 1),
+		section(7, append(append([]byte{1, 6}, "_start"...), 0, 1)...), section(10, code...))
+	h := newHost(t, meter.MaxRation, 100)
+	m, err := h.instantiate(t, module, meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ExportedFunction("_start").Call(t.Context()); !errors.Is(err, errExhausted) || strings.Contains(err.Error(), "wasm error") {
+		t.Errorf("got %v, want %v", err, errExhausted)
+	}
+}
+
 // TestBulkOperationsYield fills memory of 6 MiB with one instruction.
 func TestBulkOperationsYield(t *testing.T) {
 	const pages, ration = 100, 10_000
@@ -281,6 +316,9 @@ func TestRewriteRefuses(t *testing.T) {
 		{"a vector opcode that the engine reads as another", code(0xfd, 0x80, 0x00, 0x0b), "opcode 0xfd 0x0 isn't known"},
 		{"the meter's function", code(0x10, 1, 0x0b), "function 1 isn't there"},
 		{"the meter's global", code(0x23, 0, 0x1a, 0x0b), "global 0 isn't there"},
+		{"the meter's local", code(0x20, 0, 0x1a, 0x0b), "local 0 isn't there"},
+		{"a label that the meter would add", code(0x03, 0x40, 0x0c, 2, 0x0b, 0x0b), "label 2 isn't there"},
+		{"the meter's table", code(0x41, 0, 0x25, 0, 0x1a, 0x0b), "table 0 isn't there"},
 		{"code behind the end", code(0x0b, 0x01, 0x0b), "code after the function's end"},
 		{"a block without end", code(0x02, 0x40, 0x0b), "function ends within a block"},
 	} {
