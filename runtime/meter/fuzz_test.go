@@ -87,7 +87,8 @@ func meant(err error) bool {
 	if !errors.As(err, &decode) {
 		return true // a bound
 	}
-	for _, what := range []string{"can't be interrupted", "import from module", "opcode 0xfd"} {
+	// The last two are encodings that the specification doesn't have.
+	for _, what := range []string{"can't be interrupted", "import from module", "opcode 0xfd", "block type -"} {
 		if strings.Contains(decode.What, what) {
 			return true
 		}

@@ -76,9 +76,8 @@ type module struct {
 
 // funcType is a function's type.
 type funcType struct {
-	raw             []byte // with its leading 0x60
-	params, results []byte
-	paramCount      uint32
+	raw        []byte // with its leading 0x60
+	paramCount uint32
 }
 
 // limits of a table or memory.
@@ -220,6 +219,7 @@ func (m *module) section(id byte, s *reader, o Options) error {
 
 func (m *module) readTypes(s *reader) error {
 	m.typeElements = s.count()
+	m.types = make([]funcType, 0, s.room(m.typeElements, 3))
 	start := s.pos
 	for range m.typeElements {
 		members := uint32(1)
@@ -250,28 +250,27 @@ func (m *module) readType(s *reader) (funcType, error) {
 	}
 	var t funcType
 	var err error
-	if t.params, t.paramCount, err = m.values(s, "parameters"); err != nil {
+	if t.paramCount, err = m.values(s, "parameters"); err != nil {
 		return t, err
 	}
-	if t.results, _, err = m.values(s, "results"); err != nil {
+	if _, err = m.values(s, "results"); err != nil {
 		return t, err
 	}
 	t.raw = s.buf[min(start, s.pos):s.pos]
 	return t, s.err
 }
 
-// values reads a vector of value types and returns it with its length.
-func (m *module) values(s *reader, what string) (raw []byte, n uint32, err error) {
-	start := s.pos
+// values steps over a vector of value types and returns its length.
+func (m *module) values(s *reader, what string) (n uint32, err error) {
 	if n = s.count(); n > maxValues {
-		return nil, 0, &LimitError{What: "a type's " + what, Got: uint64(n), Max: maxValues}
+		return 0, &LimitError{What: "a type's " + what, Got: uint64(n), Max: maxValues}
 	}
 	for range n {
 		if t := s.valueType(); len(t) > 1 {
 			m.typesRefer = true
 		}
 	}
-	return s.buf[min(start, s.pos):s.pos], n, s.err
+	return n, s.err
 }
 
 func (m *module) readImports(s *reader) error {
@@ -419,6 +418,7 @@ func (m *module) readGlobals(s *reader) error {
 	if n > maxGlobals {
 		return &LimitError{What: "globals", Got: uint64(n), Max: maxGlobals}
 	}
+	m.globals = make([]constant, 0, s.room(n, 4))
 	for ; n > 0 && s.err == nil; n-- {
 		start := s.pos
 		s.valueType()
@@ -432,7 +432,9 @@ func (m *module) readGlobals(s *reader) error {
 }
 
 func (m *module) readExports(s *reader) {
-	for n := s.count(); n > 0 && s.err == nil; n-- {
+	n := s.count()
+	m.exports = make([]export, 0, s.room(n, 3))
+	for ; n > 0 && s.err == nil; n-- {
 		var e export
 		e.name = s.name()
 		at := s.pos
@@ -459,7 +461,9 @@ const (
 )
 
 func (m *module) readElements(s *reader) {
-	for n := s.count(); n > 0 && s.err == nil; n-- {
+	n := s.count()
+	m.elements = make([]element, 0, s.room(n, 3))
+	for ; n > 0 && s.err == nil; n-- {
 		at := s.pos
 		e := readElement(s)
 		if e.flags&elementInactive == 0 {

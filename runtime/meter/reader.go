@@ -144,6 +144,12 @@ func (r *reader) count() uint32 {
 	return n
 }
 
+// room is how many elements of a vector of n there can be, each of at least the
+// given number of bytes.
+func (r *reader) room(n uint32, least int) int {
+	return min(int(n), (len(r.buf)-r.pos)/least)
+}
+
 // The kinds of types that have more than one byte.
 const (
 	refNull    = 0x63
