@@ -15,6 +15,9 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/server"
 	"github.com/wisp-serving/wisp/xds/translate"
+	"go.opentelemetry.io/otel/attribute"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
@@ -66,6 +69,9 @@ type bed struct {
 
 	srv *server.Server
 	g   *gateway
+	// reader reads metrics, which all gateways of the bed share.
+	reader  *sdkmetric.ManualReader
+	metrics *metrics
 	// patience, where not 0, is the next gateway's.
 	patience time.Duration
 }
@@ -87,7 +93,13 @@ func newBed(t testing.TB, subnet string) *bed {
 	cfg.XDSSocket = filepath.Join(dir, "xds.sock")
 	cfg.Envoy.HTTPAddress, cfg.Envoy.HTTPSAddress, cfg.Envoy.InternalAddress = freeAddress(t), freeAddress(t), freeAddress(t)
 	cfg.Envoy.AdminAddress, cfg.Envoy.StatsAddress = freeAddress(t), freeAddress(t)
+	reader := sdkmetric.NewManualReader()
+	m, err := newMetrics(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &bed{
+		reader: reader, metrics: m,
 		t:      t,
 		cfg:    cfg,
 		subnet: subnet,
@@ -127,14 +139,17 @@ func (b *bed) startGateway() (stop func()) {
 			queue.Add(key)
 		}
 	}
-	b.srv = server.New(b.cfg.XDSSocket, log)
-	g, err := newGateway(b.cfg, clusterSource{b.client}, b.srv, notify, log)
+	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
+	g, err := newGateway(b.cfg, deps{clusterSource{b.client}, b.srv, notify, b.metrics, log})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	b.g = g
 	g.patience = cmp.Or(b.patience, g.patience)
-	r := &reconciler{client: b.client, board: g.board, prober: newProber(b.cfg.Envoy), domains: domains{b.cfg.ExternalDomain, b.cfg.InternalDomain}, log: log}
+	r := &reconciler{
+		client: b.client, board: g.board, prober: newProber(b.cfg.Envoy), envoys: envoys(b.srv, g.source, b.cfg),
+		domains: domains{b.cfg.ExternalDomain, b.cfg.InternalDomain}, metrics: b.metrics, log: log,
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -398,7 +413,7 @@ func (b *bed) endpoints() map[string]string {
 	b.t.Helper()
 	src := clusterSource{b.client}
 	quiet := func(context.Context, map[types.NamespacedName]bool) {}
-	g, err := newGateway(b.cfg, src, b.srv, quiet, zap.NewNop().Sugar())
+	g, err := newGateway(b.cfg, deps{src, b.srv, quiet, b.metrics, zap.NewNop().Sugar()})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -410,6 +425,32 @@ func (b *bed) endpoints() map[string]string {
 		b.t.Fatal(err)
 	}
 	return g.desired.Endpoints.Versions()
+}
+
+// metric returns a counter or a gauge, given as its name and one attribute.
+func (b *bed) metric(name string) int64 {
+	b.t.Helper()
+	var all metricdata.ResourceMetrics
+	if err := b.reader.Collect(context.Background(), &all); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			var points []metricdata.DataPoint[int64]
+			switch data := m.Data.(type) {
+			case metricdata.Sum[int64]:
+				points = data.DataPoints
+			case metricdata.Gauge[int64]:
+				points = data.DataPoints
+			}
+			for _, p := range points {
+				if name == m.Name+" "+p.Attributes.Encoded(attribute.DefaultEncoder()) {
+					return p.Value
+				}
+			}
+		}
+	}
+	return -1
 }
 
 // waitClusters waits until Envoy itself says that it has n clusters for

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"sync"
+	"time"
 
 	"github.com/wisp-serving/wisp/xds/translate"
 	"k8s.io/apimachinery/pkg/types"
@@ -18,6 +19,8 @@ type outcome struct {
 	awaits bool
 	// acked says that every connected Envoy has its routes.
 	acked bool
+	// since is when it became known.
+	since time.Time
 	// hash and probes prove that its routes work.
 	hash   string
 	probes []translate.Probe

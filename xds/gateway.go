@@ -28,8 +28,9 @@ type gateway struct {
 	board  *board
 	// notify is told which KIngresses have another outcome. It may block until
 	// ctx ends.
-	notify func(ctx context.Context, keys map[types.NamespacedName]bool)
-	log    *zap.SugaredLogger
+	notify  func(ctx context.Context, keys map[types.NamespacedName]bool)
+	metrics *metrics
+	log     *zap.SugaredLogger
 	// patience is defaultPatience outside tests.
 	patience time.Duration
 
@@ -67,18 +68,28 @@ type lack struct {
 	rejection string
 }
 
-func newGateway(cfg config.Gateway, src clusterSource, srv *server.Server, notify func(context.Context, map[types.NamespacedName]bool), log *zap.SugaredLogger) (*gateway, error) {
+// deps are what a gateway needs of others. All are required.
+type deps struct {
+	source  clusterSource
+	server  *server.Server
+	notify  func(ctx context.Context, keys map[types.NamespacedName]bool)
+	metrics *metrics
+	log     *zap.SugaredLogger
+}
+
+func newGateway(cfg config.Gateway, d deps) (*gateway, error) {
 	t, err := newTable(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &gateway{
-		source:   src,
-		server:   srv,
+		source:   d.source,
+		server:   d.server,
 		inbox:    newInbox(),
 		board:    newBoard(),
-		notify:   notify,
-		log:      log,
+		notify:   d.notify,
+		metrics:  d.metrics,
+		log:      d.log,
 		patience: defaultPatience,
 		table:    t,
 		waiting:  map[types.NamespacedName]bool{},
@@ -169,6 +180,7 @@ func (g *gateway) rebuild(ctx context.Context, c changes, touched map[types.Name
 		}
 	}
 	g.desired = g.table.state()
+	g.metrics.serving(ctx, g.table.census())
 	g.await()
 	g.post(ctx, touched)
 	return nil
@@ -359,7 +371,7 @@ func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]boo
 		if !p.held {
 			delete(g.held, key)
 		}
-		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot(), awaits: p.awaits}
+		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot(), awaits: p.awaits, since: time.Now()}
 		if alone || o.refusal != nil || o.awaits {
 			told[key] = true
 		}

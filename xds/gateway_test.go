@@ -173,8 +173,8 @@ func (b *bed) stillGateway(notify func(context.Context, map[types.NamespacedName
 		notify = func(context.Context, map[types.NamespacedName]bool) {}
 	}
 	log := zap.NewNop().Sugar()
-	b.srv = server.New(b.cfg.XDSSocket, log)
-	g, err := newGateway(b.cfg, clusterSource{b.client}, b.srv, notify, log)
+	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
+	g, err := newGateway(b.cfg, deps{clusterSource{b.client}, b.srv, notify, b.metrics, log})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func (b *bed) waitCondition(name string, condition apis.ConditionType, reason, m
 }
 
 func TestNewGatewayRefusesAddresses(t *testing.T) {
-	_, err := newGateway(config.Gateway{Envoy: config.Envoy{HTTPAddress: "127.0.0.1:http", InternalAddress: "127.0.0.1:1"}}, clusterSource{}, nil, nil, nil)
+	_, err := newGateway(config.Gateway{Envoy: config.Envoy{HTTPAddress: "127.0.0.1:http", InternalAddress: "127.0.0.1:1"}}, deps{})
 	if err == nil || !strings.Contains(err.Error(), "listener external: parse address 127.0.0.1:http") {
 		t.Errorf("error is %v", err)
 	}

@@ -24,7 +24,7 @@ const (
 	probeFirstWait = 2 * time.Millisecond
 )
 
-// prober asks Envoy for a KIngress's hash.
+// prober asks Envoys for a KIngress's hash.
 type prober struct {
 	client *http.Client
 	envoy  config.Envoy
@@ -43,24 +43,31 @@ func newProber(envoy config.Envoy) *prober {
 	}
 }
 
-// reach returns where a listener that is bound to address is reached on its own
-// machine: one that is bound to every address, on the loopback.
-func reach(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+// reach returns where a listener that Envoy binds to address is reached, when that
+// Envoy is at host or, where that is empty, on this machine. Only a listener that is
+// bound to every address is elsewhere on another host.
+func reach(host, address string) string {
+	bound, port, err := net.SplitHostPort(address)
+	ip := net.ParseIP(bound)
+	switch {
+	case err != nil || ip == nil || !ip.IsUnspecified():
 		return address
-	} else if ip.To4() == nil {
+	case host != "":
+		return net.JoinHostPort(host, port)
+	case ip.To4() == nil:
 		return net.JoinHostPort("::1", port)
+	default:
+		return net.JoinHostPort("127.0.0.1", port)
 	}
-	return net.JoinHostPort("127.0.0.1", port)
 }
 
-// prove sends the probes and returns nil when each was answered with hash. It
-// tries several times within some 100 ms, plus what the requests take.
-func (p *prober) prove(ctx context.Context, hash string, probes []translate.Probe) error {
+// prove sends the probes to the Envoy at a host, or on this machine where that is
+// empty, and returns nil when each was answered with hash. It tries several times
+// within some 100 ms, plus what the requests take.
+func (p *prober) prove(ctx context.Context, host, hash string, probes []translate.Probe) error {
 	wait := probeFirstWait
 	for attempt := 1; ; attempt++ {
-		err := p.all(ctx, hash, probes)
+		err := p.all(ctx, host, hash, probes)
 		if err == nil || attempt == probeAttempts {
 			return err
 		}
@@ -73,16 +80,16 @@ func (p *prober) prove(ctx context.Context, hash string, probes []translate.Prob
 	}
 }
 
-func (p *prober) all(ctx context.Context, hash string, probes []translate.Probe) error {
+func (p *prober) all(ctx context.Context, host, hash string, probes []translate.Probe) error {
 	for _, probe := range probes {
-		if err := p.one(ctx, hash, probe); err != nil {
+		if err := p.one(ctx, host, hash, probe); err != nil {
 			return fmt.Errorf("probe %s%s at the %s listener: %w", probe.Host, probe.Path, probe.Door, err)
 		}
 	}
 	return nil
 }
 
-func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) error {
+func (p *prober) one(ctx context.Context, host, hash string, probe translate.Probe) error {
 	client, scheme, address := p.client, "http", p.envoy.HTTPAddress
 	switch probe.Door {
 	case translate.Internal:
@@ -90,7 +97,7 @@ func (p *prober) one(ctx context.Context, hash string, probe translate.Probe) er
 	case translate.Secure:
 		client, scheme, address = secure(p.client, probe.Host), "https", p.envoy.HTTPSAddress
 	}
-	address = reach(address)
+	address = reach(host, address)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+probe.Path, nil)
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func TestProve(t *testing.T) {
 			}))
 			defer internal.Close()
 			p := newProber(config.Envoy{HTTPAddress: external.Listener.Addr().String(), InternalAddress: internal.Listener.Addr().String()})
-			err := p.prove(context.Background(), "hash", probes)
+			err := p.prove(context.Background(), "", "hash", probes)
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error is %v, want %q", err, tt.want)
 			}
@@ -127,8 +127,61 @@ func TestProveSaysTheSameAgain(t *testing.T) {
 	}))
 	defer srv.Close()
 	address := srv.Listener.Addr().String()
-	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "hash", translate.Probe{Host: "a.example.com", Path: "/healthz"})
+	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "", "hash", translate.Probe{Host: "a.example.com", Path: "/healthz"})
 	if want := "read " + address + ": read: connection reset by peer"; err == nil || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
+	}
+}
+
+func TestReach(t *testing.T) {
+	for _, tt := range []struct{ host, address, want string }{
+		{"", "10.0.0.1:80", "10.0.0.1:80"},
+		{"10.0.0.2", "10.0.0.1:80", "10.0.0.1:80"},
+		{"", "0.0.0.0:8080", "127.0.0.1:8080"},
+		{"", "[::]:8080", "[::1]:8080"},
+		{"10.0.0.2", "0.0.0.0:8080", "10.0.0.2:8080"},
+		{"fd00::2", "[::]:8080", "[fd00::2]:8080"},
+	} {
+		if got := reach(tt.host, tt.address); got != tt.want {
+			t.Errorf("%s of host %q is reached at %s, want %s", tt.address, tt.host, got, tt.want)
+		}
+	}
+}
+
+// TestEveryEnvoyIsProved has two Envoys, one of which hasn't the KIngress yet.
+func TestEveryEnvoyIsProved(t *testing.T) {
+	ready := atomic.Bool{}
+	serve := func(has func() bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if has() {
+				w.Header().Set(header.HashKey, "hash")
+			}
+		}
+	}
+	first, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(first.Addr().String())
+	second, err := net.Listen("tcp", "127.0.0.2:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ln, has := range map[net.Listener]func() bool{first: func() bool { return true }, second: ready.Load} {
+		srv := &httptest.Server{Listener: ln, Config: &http.Server{Handler: serve(has)}}
+		srv.Start()
+		defer srv.Close()
+	}
+	r := &reconciler{
+		prober: newProber(config.Envoy{HTTPAddress: "0.0.0.0:" + port}),
+		envoys: func(context.Context) ([]string, error) { return []string{"127.0.0.1", "127.0.0.2"}, nil },
+	}
+	o := outcome{hash: "hash", probes: []translate.Probe{{Door: translate.External, Host: "a.example.com", Path: "/healthz"}}}
+	if err := r.prove(t.Context(), o); err == nil {
+		t.Error("proved, though the second Envoy has it not")
+	}
+	ready.Store(true)
+	if err := r.prove(t.Context(), o); err != nil {
+		t.Error(err)
 	}
 }

@@ -109,6 +109,17 @@ func TestQuarantineKeepsWhatWasProved(t *testing.T) {
 	if got := b.srv.Rejections(); got != 1 {
 		t.Errorf("%d rejections, want 1", got)
 	}
+	for name, want := range map[string]int64{
+		"kn.wasm.gateway.rejections type=RouteConfiguration": 1,
+		"kn.wasm.gateway.ingresses state=rejected":           1,
+		"kn.wasm.gateway.ingresses state=served":             1,
+		"kn.wasm.gateway.envoys state=answering":             1,
+		"kn.wasm.gateway.resources type=RouteConfiguration":  3,
+	} {
+		if got := b.metric(name); got != want {
+			t.Errorf("%s is %d, want %d", name, got, want)
+		}
+	}
 	b.addIngress("sort", rule("External", "mended.example.com", path(to("sort-1"))))
 	b.waitCondition("sort", v1alpha1.IngressConditionLoadBalancerReady, "ProbeFailed", "")
 }

@@ -2,9 +2,12 @@ package xds
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
@@ -16,9 +19,13 @@ import (
 // KIngress whose outcome may have changed; what it can't prove yet it tries
 // again by the queue's backoff.
 type reconciler struct {
-	client  client.Client
-	board   *board
-	prober  *prober
+	client client.Client
+	board  *board
+	prober *prober
+	// envoys returns where the Envoys to be proved are: those of this gateway, and
+	// those of others. An empty host is this machine.
+	envoys  func(ctx context.Context) ([]string, error)
+	metrics *metrics
 	domains domains
 	log     *zap.SugaredLogger
 }
@@ -39,16 +46,33 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	case keep:
 		return reconcile.Result{}, nil
 	case prove:
-		if proof = r.prober.prove(ctx, o.hash, o.probes); proof != nil {
+		if proof = r.prove(ctx, o); proof != nil {
 			status = probeFailed(ing, proof)
 		} else {
 			status = ready(ing, r.domains)
+			r.metrics.proved(ctx, time.Since(o.since))
 		}
 	}
 	if err := r.write(ctx, ing, status); err != nil {
 		return reconcile.Result{}, err
 	}
 	return reconcile.Result{}, proof // an error is what makes the queue back off
+}
+
+// prove probes each Envoy by itself.
+func (r *reconciler) prove(ctx context.Context, o outcome) error {
+	hosts, err := r.envoys(ctx)
+	if err != nil {
+		return err
+	}
+	if len(hosts) == 0 {
+		return errors.New("no Envoy answers any more")
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, host := range hosts {
+		g.Go(func() error { return r.prober.prove(ctx, host, o.hash, o.probes) })
+	}
+	return g.Wait()
 }
 
 // write patches the status where it differs. The patch names the version that it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/translate"
@@ -161,6 +162,30 @@ func podReady(conditions []corev1.PodCondition) bool {
 		}
 	}
 	return false
+}
+
+// peers returns the addresses behind the gateway's own Service, where it has
+// some: in a cluster, the pods of all gateways, each with an Envoy. domain is
+// the Service's name in the cluster.
+func (s clusterSource) peers(ctx context.Context, domain string) ([]string, error) {
+	labels := strings.SplitN(domain, ".", 3)
+	if len(labels) < 3 || net.ParseIP(domain) != nil {
+		return nil, nil
+	}
+	list := &discoveryv1.EndpointSliceList{}
+	err := s.reader.List(ctx, list, client.InNamespace(labels[1]), client.MatchingFields{sliceService: labels[0]})
+	if err != nil {
+		return nil, fmt.Errorf("list endpoint slices of the gateway's service %s: %w", domain, err)
+	}
+	var out []string
+	for _, slice := range list.Items {
+		for _, e := range slice.Endpoints {
+			if ready := e.Conditions.Ready; (ready == nil || *ready) && len(e.Addresses) > 0 {
+				out = append(out, e.Addresses[0])
+			}
+		}
+	}
+	return out, nil
 }
 
 // nodes returns the ready wasm nodes.

@@ -75,7 +75,7 @@ func newTable(cfg config.Gateway) (*table, error) {
 		envoy: cfg.Envoy,
 		gateway: translate.Gateway{
 			InternalDomain:  cfg.InternalDomain,
-			InternalAddress: reach(cfg.Envoy.InternalAddress),
+			InternalAddress: reach("", cfg.Envoy.InternalAddress),
 			ExternalNames:   cfg.ExternalNames,
 			TLS:             cfg.Envoy.HTTPSAddress != "",
 		},
@@ -480,6 +480,22 @@ func (t *table) placeAll() error {
 		}
 	}
 	return nil
+}
+
+// census counts the KIngresses by whether they are served as they ask.
+func (t *table) census() map[string]int {
+	out := map[string]int{}
+	for _, p := range t.parts {
+		switch {
+		case p.rejection != nil:
+			out["rejected"]++
+		case p.whyNot() != nil:
+			out["refused"]++
+		default:
+			out["served"]++
+		}
+	}
+	return out
 }
 
 // state returns the configuration. refresh must have been called.

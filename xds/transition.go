@@ -84,6 +84,7 @@ func (g *gateway) publish(ctx context.Context, s snapshot.State) error {
 		return err
 	}
 	g.published = s
+	g.metrics.published(ctx, s)
 	return nil
 }
 
@@ -129,6 +130,7 @@ func (g *gateway) silence(ctx context.Context) {
 // first comes, the last goes, or the last falls silent.
 func (g *gateway) countEnvoys(ctx context.Context) {
 	e := g.server.Envoys(resourcev3.RouteType, nil)
+	g.metrics.connected(ctx, e.Connected(), e.Silent)
 	if g.board.count(e.Connected(), e.Silent) {
 		g.notify(ctx, g.board.keys())
 	}

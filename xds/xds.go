@@ -17,7 +17,7 @@ package xds
 import (
 	"context"
 	"fmt"
-	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-logr/zapr"
@@ -34,7 +34,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -62,9 +61,15 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 	if err != nil {
 		return err
 	}
+	telemetry, err := newTelemetry()
+	if err != nil {
+		return err
+	}
 	events := make(chan event.GenericEvent)
-	srv := server.New(cfg.XDSSocket, log)
-	g, err := newGateway(cfg, clusterSource{mgr.GetCache()}, srv, send(events), log)
+	srv := server.New(cfg.XDSSocket, telemetry.metrics, log)
+	g, err := newGateway(cfg, deps{
+		source: clusterSource{mgr.GetCache()}, server: srv, notify: send(events, mgr.Elected()), metrics: telemetry.metrics, log: log,
+	})
 	if err != nil {
 		return err
 	}
@@ -75,23 +80,52 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 		client:  mgr.GetClient(),
 		board:   g.board,
 		prober:  newProber(cfg.Envoy),
+		envoys:  envoys(srv, g.source, cfg),
 		domains: domains{external: cfg.ExternalDomain, internal: cfg.InternalDomain},
+		metrics: telemetry.metrics,
 		log:     log,
 	}
 	if err := addReconciler(mgr, r, events); err != nil {
 		return err
 	}
-	if err := mgr.AddReadyzCheck("xds", func(*http.Request) error { return srv.Serving() }); err != nil {
-		return fmt.Errorf("add readiness check: %w", err)
+	if err := telemetry.serve(mgr, cfg.HealthAddress, srv.Serving); err != nil {
+		return err
 	}
 	// Added to a manager, it starts when the caches are filled.
-	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return serve(ctx, g, srv) })); err != nil {
+	if err := mgr.Add(everywhere(func(ctx context.Context) error { return serve(ctx, g, srv) })); err != nil {
 		return fmt.Errorf("add gateway: %w", err)
 	}
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("run gateway: %w", err)
 	}
 	return nil
+}
+
+// everywhere is what every gateway runs, whether it leads or not.
+type everywhere func(context.Context) error
+
+// Start implements manager.Runnable.
+func (e everywhere) Start(ctx context.Context) error { return e(ctx) }
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (everywhere) NeedLeaderElection() bool { return false }
+
+// envoys returns how to learn where Envoys are: those that are connected here, and
+// those of other gateways, which stand behind the same Service.
+func envoys(srv *server.Server, src clusterSource, cfg config.Gateway) func(context.Context) ([]string, error) {
+	return func(ctx context.Context) ([]string, error) {
+		hosts := srv.Hosts()
+		if cfg.LeaseNamespace == "" {
+			return hosts, nil
+		}
+		peers, err := src.peers(ctx, cfg.ExternalDomain)
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, peers...)
+		slices.Sort(hosts)
+		return slices.Compact(hosts), nil
+	}
 }
 
 // serve seeds the configuration and only then lets Envoys in.
@@ -115,17 +149,17 @@ func newManager(cfg config.Gateway, rc *rest.Config, log *zap.SugaredLogger) (ma
 		return nil, err
 	}
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
-		Scheme:                 scheme,
-		Cache:                  caches,
-		Logger:                 zapr.NewLogger(log.Desugar()),
-		HealthProbeBindAddress: cfg.HealthAddress,
-		Metrics:                metricsserver.Options{BindAddress: "0"},
+		Scheme:                        scheme,
+		Cache:                         caches,
+		Logger:                        zapr.NewLogger(log.Desugar()),
+		Metrics:                       metricsserver.Options{BindAddress: "0"}, // telemetry serves them
+		LeaderElection:                cfg.LeaseNamespace != "",
+		LeaderElectionID:              "wisp-gateway",
+		LeaderElectionNamespace:       cfg.LeaseNamespace,
+		LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare gateway: %w", err)
-	}
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return nil, fmt.Errorf("add health check: %w", err)
 	}
 	return mgr, nil
 }
@@ -148,9 +182,16 @@ func addReconciler(mgr manager.Manager, r reconcile.Reconciler, events <-chan ev
 	return nil
 }
 
-// send returns a function that hands KIngresses to the reconciler's queue.
-func send(events chan<- event.GenericEvent) func(context.Context, map[types.NamespacedName]bool) {
+// send returns a function that hands KIngresses to the reconciler's queue. Before
+// this gateway leads, nobody takes them from there, and when it does, the reconciler
+// begins with all there are.
+func send(events chan<- event.GenericEvent, leads <-chan struct{}) func(context.Context, map[types.NamespacedName]bool) {
 	return func(ctx context.Context, keys map[types.NamespacedName]bool) {
+		select {
+		case <-leads:
+		default:
+			return
+		}
 		for key := range keys {
 			ing := &v1alpha1.Ingress{}
 			ing.Namespace, ing.Name = key.Namespace, key.Name

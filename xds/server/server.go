@@ -31,6 +31,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -50,14 +52,25 @@ type Server struct {
 	watches  *watches
 	tracker  *tracker
 	progress chan struct{}
+	watch    Observer
 	rejected atomic.Uint64
 	serving  atomic.Bool
 }
 
+// Observer is told what goes on. Its methods are called by streams' goroutines and
+// must not wait.
+type Observer interface {
+	// Sent gets the type and the bytes of a response.
+	Sent(typeURL string, bytes int)
+	// Rejected gets a response that an Envoy has rejected.
+	Rejected(r Rejection)
+}
+
 // New returns a Server for the Unix socket at the given path. It opens nothing.
-func New(socket string, log *zap.SugaredLogger) *Server {
+func New(socket string, o Observer, log *zap.SugaredLogger) *Server {
 	s := &Server{
 		socket:   socket,
+		watch:    o,
 		log:      log,
 		watches:  newWatches(cachev3.NewSnapshotCache(true, constantHash{}, quiet(log))),
 		progress: make(chan struct{}, 1),
@@ -92,6 +105,10 @@ func (s *Server) Envoys(typeURL string, want map[string]string) Envoys {
 func (s *Server) Silence(typeURL string, want map[string]string, since time.Time) []string {
 	return s.tracker.silence(typeURL, want, since)
 }
+
+// Hosts returns where the Envoys that answer are, by their connections' addresses;
+// empty means this machine.
+func (s *Server) Hosts() []string { return s.tracker.hosts() }
 
 // Rejections returns how many responses Envoys have rejected so far.
 func (s *Server) Rejections() uint64 { return s.rejected.Load() }
@@ -155,8 +172,8 @@ func (d deltaOnly) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscove
 
 func (s *Server) callbacks() serverv3.CallbackFuncs {
 	return serverv3.CallbackFuncs{
-		DeltaStreamOpenFunc: func(_ context.Context, id int64, _ string) error {
-			s.tracker.opened(id)
+		DeltaStreamOpenFunc: func(ctx context.Context, id int64, _ string) error {
+			s.tracker.opened(id, hostOf(ctx))
 			return nil
 		},
 		DeltaStreamClosedFunc: func(id int64, node *corev3.Node) {
@@ -171,8 +188,22 @@ func (s *Server) callbacks() serverv3.CallbackFuncs {
 		},
 		StreamDeltaResponseFunc: func(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
 			s.tracker.responded(id, resp)
+			s.watch.Sent(resp.GetTypeUrl(), proto.Size(resp))
 		},
 	}
+}
+
+// hostOf returns the address of a stream's other end, or nothing where that is on
+// this machine.
+func hostOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	if addr, ok := p.Addr.(*net.TCPAddr); ok {
+		return addr.IP.String()
+	}
+	return ""
 }
 
 func (s *Server) signal() {
@@ -183,6 +214,7 @@ func (s *Server) signal() {
 }
 
 func (s *Server) reject(r Rejection) {
+	s.watch.Rejected(r)
 	s.log.Errorw("envoy rejected its configuration and keeps the old one",
 		"node", r.Node, "type", r.TypeURL, "resources", r.Resources, "reason", r.Message, "rejections", s.rejected.Add(1))
 }

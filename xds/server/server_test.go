@@ -161,6 +161,11 @@ func await(t *testing.T, s *Server, typeURL string, versions map[string]string, 
 	}
 }
 
+type nobody struct{}
+
+func (nobody) Sent(string, int)   {}
+func (nobody) Rejected(Rejection) {}
+
 func newServer(t *testing.T) *Server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wisp")
@@ -168,7 +173,7 @@ func newServer(t *testing.T) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return New(filepath.Join(dir, "x.sock"), zap.NewNop().Sugar())
+	return New(filepath.Join(dir, "x.sock"), nobody{}, zap.NewNop().Sugar())
 }
 
 func TestAcknowledgements(t *testing.T) {
@@ -183,6 +188,9 @@ func TestAcknowledgements(t *testing.T) {
 	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Pending: 1})
 	c.ack(resp)
 	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Acked: 1})
+	if diff := cmp.Diff([]string{""}, s.Hosts()); diff != "" {
+		t.Errorf("hosts (-want +got):\n%s", diff)
+	}
 
 	publish(t, s, second)
 	resp = c.receive()

@@ -28,6 +28,9 @@ type tracker struct {
 // stream is one Envoy's ADS stream.
 type stream struct {
 	node string
+	// host is the Envoy's address as its connection has it, or empty where it is on
+	// this machine.
+	host string
 	// heard is when it was opened or last sent something.
 	heard time.Time
 	// silent streams have let a deadline pass and aren't waited for.
@@ -71,9 +74,9 @@ func newTracker(changed func(), rejected func(Rejection)) *tracker {
 	return &tracker{changed: changed, rejected: rejected, streams: map[int64]*stream{}, current: func(string) string { return "" }}
 }
 
-func (t *tracker) opened(id int64) {
+func (t *tracker) opened(id int64, host string) {
 	t.mu.Lock()
-	t.streams[id] = &stream{heard: time.Now(), types: map[string]*typeState{}}
+	t.streams[id] = &stream{host: host, heard: time.Now(), types: map[string]*typeState{}}
 	t.mu.Unlock()
 	t.changed()
 }
@@ -243,6 +246,20 @@ func (t *tracker) envoys(typeURL string, want map[string]string) Envoys {
 		}
 	}
 	return out
+}
+
+// hosts returns the addresses of the streams that answer, each once, sorted.
+func (t *tracker) hosts() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for _, s := range t.streams {
+		if !s.silent {
+			out = append(out, s.host)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // silence makes the streams silent that lack want and were last heard before the
