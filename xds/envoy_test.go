@@ -47,15 +47,15 @@ func envoyBinary(t testing.TB) string {
 	return path
 }
 
-// envoy is a running Envoy.
-type envoy struct {
+// envoyProcess is a running Envoy.
+type envoyProcess struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	// out is what it has written to its standard output, for after its end.
 	out *bytes.Buffer
 }
 
-func startEnvoy(t testing.TB, cfg config.Gateway) *envoy {
+func startEnvoy(t testing.TB, cfg config.Gateway) *envoyProcess {
 	t.Helper()
 	text, err := bootstrap.Render(cfg)
 	if err != nil {
@@ -66,7 +66,7 @@ func startEnvoy(t testing.TB, cfg config.Gateway) *envoy {
 		t.Fatal(err)
 	}
 	log := &bytes.Buffer{}
-	e := &envoy{done: make(chan struct{}), out: &bytes.Buffer{}}
+	e := &envoyProcess{done: make(chan struct{}), out: &bytes.Buffer{}}
 	e.cmd = exec.Command(envoyBinary(t), "-c", file, "--disable-hot-restart", "--concurrency", "2", "-l", "warning")
 	e.cmd.Stdout, e.cmd.Stderr = e.out, log
 	if err := e.cmd.Start(); err != nil {
@@ -85,7 +85,7 @@ func startEnvoy(t testing.TB, cfg config.Gateway) *envoy {
 	return e
 }
 
-func (e *envoy) stop() {
+func (e *envoyProcess) stop() {
 	_ = e.cmd.Process.Kill()
 	<-e.done
 }
@@ -370,6 +370,31 @@ func echo(t *testing.T, address, host string) {
 	fmt.Fprintln(conn, "hello")
 	if got, err := r.ReadString('\n'); got != "hello\n" {
 		t.Errorf("echo is %q, %v", got, err)
+	}
+}
+
+// TestEnvoyTakesManyPaths has one KIngress with 10,000 paths beside another.
+func TestEnvoyTakesManyPaths(t *testing.T) {
+	b := newBed(t, "127.104.0")
+	b.addNode("node-a")
+	b.addRevision("sort-1", translateHTTP1)
+	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
+	b.startGateway()
+	startEnvoy(t, b.cfg)
+	b.waitReady("sort")
+
+	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 1)
+	paths := make([]v1alpha1.HTTPIngressPath, 10_000)
+	for i := range paths {
+		paths[i] = path(under(fmt.Sprintf("/p/%d/", i)), to("sort-1"))
+	}
+	b.addIngress("many", rule("External", "many.example.com", paths...))
+	b.waitReady("many")
+	l.end(t)
+	for path, want := range map[string]int{"/p/0/": 200, "/p/9999/x": 200, "/p/10000/": 404} {
+		if got := ask(t, b.cfg.Envoy.HTTPAddress, "many.example.com", path).status; got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
+		}
 	}
 }
 

@@ -17,11 +17,15 @@ package xds
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/go-logr/zapr"
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/xds/bootstrap"
+	"github.com/wisp-serving/wisp/xds/envoy"
 	"github.com/wisp-serving/wisp/xds/server"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -95,8 +99,40 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 	if err := mgr.Add(everywhere(func(ctx context.Context) error { return serve(ctx, g, srv) })); err != nil {
 		return fmt.Errorf("add gateway: %w", err)
 	}
+	if cfg.Envoy.Supervise {
+		if err := supervise(ctx, mgr, cfg, log); err != nil {
+			return err
+		}
+	}
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("run gateway: %w", err)
+	}
+	return nil
+}
+
+// supervise adds to mgr what keeps an Envoy running. The manager waits for it to
+// drain.
+func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log *zap.SugaredLogger) error {
+	program, err := envoy.Find(ctx, cfg.Envoy.Path)
+	if err != nil {
+		return err
+	}
+	start, err := bootstrap.Render(cfg)
+	if err != nil {
+		return err
+	}
+	s := envoy.New(envoy.Config{
+		Path:         program,
+		Dir:          filepath.Dir(cfg.XDSSocket),
+		Bootstrap:    start,
+		Admin:        cfg.Envoy.AdminAddress,
+		DrainTimeout: cfg.Envoy.DrainTimeout.Duration,
+		Stdout:       os.Stdout,
+		Stderr:       os.Stderr,
+		Log:          log,
+	})
+	if err := mgr.Add(everywhere(s.Run)); err != nil {
+		return fmt.Errorf("add Envoy's supervisor: %w", err)
 	}
 	return nil
 }
@@ -148,6 +184,7 @@ func newManager(cfg config.Gateway, rc *rest.Config, log *zap.SugaredLogger) (ma
 	if err != nil {
 		return nil, err
 	}
+	grace := cfg.Envoy.DrainTimeout.Duration + 10*time.Second // a supervised Envoy drains, then ends
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
 		Scheme:                        scheme,
 		Cache:                         caches,
@@ -157,6 +194,7 @@ func newManager(cfg config.Gateway, rc *rest.Config, log *zap.SugaredLogger) (ma
 		LeaderElectionID:              "wisp-gateway",
 		LeaderElectionNamespace:       cfg.LeaseNamespace,
 		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &grace,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare gateway: %w", err)
