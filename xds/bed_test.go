@@ -54,7 +54,7 @@ const (
 	namespace      = "default"
 	translateHTTP1 = networking.ProtocolHTTP1
 	translateH2C   = networking.ProtocolH2C
-	deadline       = 20 * time.Second
+	deadline       = time.Minute // of what takes milliseconds, on a busy machine
 )
 
 // bed is a gateway with everything around it but an API server: objects live in

@@ -383,14 +383,15 @@ func TestEnvoyTakesManyPaths(t *testing.T) {
 	startEnvoy(t, b.cfg)
 	b.waitReady("sort")
 
-	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 1)
 	paths := make([]v1alpha1.HTTPIngressPath, 10_000)
 	for i := range paths {
 		paths[i] = path(under(fmt.Sprintf("/p/%d/", i)), to("sort-1"))
 	}
 	b.addIngress("many", rule("External", "many.example.com", paths...))
 	b.waitReady("many")
-	l.end(t)
+	if got := ask(t, b.cfg.Envoy.HTTPAddress, "sort.example.com", "/").status; got != 200 {
+		t.Errorf("the other one answers %d, want 200", got)
+	}
 	for path, want := range map[string]int{"/p/0/": 200, "/p/9999/x": 200, "/p/10000/": 404} {
 		if got := ask(t, b.cfg.Envoy.HTTPAddress, "many.example.com", path).status; got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)

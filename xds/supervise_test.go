@@ -110,45 +110,70 @@ func TestSupervisorAdoptsEnvoy(t *testing.T) {
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.startGateway()
 	dir := t.TempDir()
-	text, err := bootstrap.Render(b.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "envoy.yaml")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	left := exec.Command(envoyBinary(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
-	if err := left.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = left.Wait()
-	}()
-	t.Cleanup(func() {
-		_ = left.Process.Kill()
-		<-ended
-	})
-	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), []byte(strconv.Itoa(left.Process.Pid)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	left := b.leaveEnvoy(dir)
 	b.waitReady("sort")
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 1)
 	stop := b.supervise(dir, false)
 	b.addIngress("more", rule("External", "more.example.com", path(to("sort-1"))))
 	b.waitReady("more")
-	if got := pidOf(dir); got != left.Process.Pid {
-		t.Errorf("pid is %d, want that of the Envoy that was there, %d", got, left.Process.Pid)
+	if got := pidOf(dir); got != left {
+		t.Errorf("pid is %d, want that of the Envoy that was there, %d", got, left)
 	}
 	l.end(t)
-	if err := left.Process.Kill(); err != nil {
+	if err := syscall.Kill(left, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	b.until("another Envoy", func() bool { return pidOf(dir) != left.Process.Pid && b.answers("sort.example.com") })
-	second := pidOf(dir)
-	_ = second
+	b.until("another Envoy", func() bool { return pidOf(dir) != left && b.answers("sort.example.com") })
 	stop()
+}
+
+// TestSupervisorReplacesEnvoy starts a supervisor with other settings than those of
+// the Envoy that is there.
+func TestSupervisorReplacesEnvoy(t *testing.T) {
+	b := newBed(t, "127.105.0")
+	b.addNode("node-a")
+	b.addRevision("sort-1", translateHTTP1)
+	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
+	b.startGateway()
+	dir := t.TempDir()
+	first := b.leaveEnvoy(dir)
+	b.waitReady("sort")
+	stop := b.supervise(dir, true)
+	b.until("another Envoy", func() bool {
+		pid := pidOf(dir)
+		return pid != 0 && pid != first && b.answers("sort.example.com")
+	})
+	stop()
+}
+
+// leaveEnvoy starts an Envoy as a supervisor that was killed leaves it, and returns
+// its pid.
+func (b *bed) leaveEnvoy(dir string) int {
+	b.t.Helper()
+	text, err := bootstrap.Render(b.cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	file := filepath.Join(dir, "envoy.yaml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	left := exec.Command(envoyBinary(b.t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
+	if err := left.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = left.Wait()
+	}()
+	b.t.Cleanup(func() {
+		_ = left.Process.Kill()
+		<-ended
+	})
+	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), []byte(strconv.Itoa(left.Process.Pid)), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	return left.Process.Pid
 }

@@ -30,14 +30,28 @@ func Routes(door translate.Door, vhosts []*routev3.VirtualHost) *routev3.RouteCo
 // the port at which clients reach the gateway by HTTPS.
 func VirtualHost(vh translate.VirtualHost, httpsPort uint32) *routev3.VirtualHost {
 	out := &routev3.VirtualHost{Name: vh.Name, Domains: vh.Hosts, RetryPolicy: retryPolicy()}
+	known := names{}
 	for _, r := range vh.Routes {
 		if r.Redirect {
 			out.Routes = append(out.Routes, redirect(r, httpsPort))
 		} else {
-			out.Routes = append(out.Routes, route(r))
+			out.Routes = append(out.Routes, route(r, known))
 		}
 	}
 	return out
+}
+
+// names are those of clusters, which cost a hash of their settings each: thousands
+// of routes may lead to one.
+type names map[translate.Cluster]string
+
+func (n names) of(c translate.Cluster) string {
+	name, ok := n[c]
+	if !ok {
+		name = Cluster(c).GetName()
+		n[c] = name
+	}
+	return name
 }
 
 func match(r translate.Route) *routev3.RouteMatch {
@@ -58,7 +72,7 @@ func redirect(r translate.Route, httpsPort uint32) *routev3.Route {
 	return &routev3.Route{Match: match(r), Action: &routev3.Route_Redirect{Redirect: to}}
 }
 
-func route(r translate.Route) *routev3.Route {
+func route(r translate.Route, known names) *routev3.Route {
 	action := &routev3.RouteAction{Timeout: durationpb.New(0)}
 	if r.RewriteHost != "" {
 		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.RewriteHost}
@@ -68,14 +82,14 @@ func route(r translate.Route) *routev3.Route {
 		out.ResponseHeadersToAdd = set([]translate.Header{{Name: header.HashKey, Value: r.Hash}})
 	}
 	if len(r.Splits) == 1 {
-		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: Cluster(r.Splits[0].Cluster).GetName()}
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: known.of(r.Splits[0].Cluster)}
 		out.RequestHeadersToAdd = set(r.Splits[0].Set)
 		return out
 	}
 	weighted := &routev3.WeightedCluster{}
 	for _, s := range r.Splits {
 		weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
-			Name:                Cluster(s.Cluster).GetName(),
+			Name:                known.of(s.Cluster),
 			Weight:              wrapperspb.UInt32(s.Weight),
 			RequestHeadersToAdd: set(s.Set),
 		})

@@ -81,7 +81,8 @@ affinity: {{- toYaml . | nindent 2 }}
   "healthAddress" "0.0.0.0:9450"
   "envoy" (dict "httpAddress" "0.0.0.0:8080" "httpsAddress" "0.0.0.0:8443" "internalAddress" "0.0.0.0:8081")
   "externalDomain" (printf "wisp-gateway.%s.svc.cluster.local" .Release.Namespace)
-  "internalDomain" (printf "wisp-gateway-internal.%s.svc.cluster.local" .Release.Namespace) -}}
+  "internalDomain" (printf "wisp-gateway-internal.%s.svc.cluster.local" .Release.Namespace)
+  "leaseNamespace" .Release.Namespace -}}
 {{- toYaml (mergeOverwrite $own (deepCopy .Values.gateway.settings)) -}}
 {{- end }}
 
