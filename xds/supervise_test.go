@@ -65,8 +65,8 @@ func pidOf(dir string) int {
 	return pid
 }
 
-func (b *bed) answers(host string) bool {
-	a, err := request(context.Background(), http.DefaultClient, b.cfg.Envoy.HTTPAddress, host, "/")
+func (b *bed) answers() bool {
+	a, err := request(context.Background(), http.DefaultClient, b.cfg.Envoy.HTTPAddress, "sort.example.com", "/")
 	return err == nil && a.status == http.StatusOK
 }
 
@@ -84,7 +84,7 @@ func TestSupervisedEnvoy(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	b.until("another Envoy", func() bool { return pidOf(dir) != first && b.answers("sort.example.com") })
+	b.until("another Envoy", func() bool { return pidOf(dir) != first && b.answers() })
 
 	// What is under way when it is stopped is finished.
 	hold := make(chan struct{})
@@ -97,7 +97,7 @@ func TestSupervisedEnvoy(t *testing.T) {
 	if a := <-got; a.status != http.StatusOK {
 		t.Errorf("the request under way ended with %d, want 200", a.status)
 	}
-	if b.answers("sort.example.com") || pidOf(dir) != 0 {
+	if b.answers() || pidOf(dir) != 0 {
 		t.Error("Envoy outlives the stop")
 	}
 }
@@ -124,7 +124,7 @@ func TestSupervisorAdoptsEnvoy(t *testing.T) {
 	if err := syscall.Kill(left, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	b.until("another Envoy", func() bool { return pidOf(dir) != left && b.answers("sort.example.com") })
+	b.until("another Envoy", func() bool { return pidOf(dir) != left && b.answers() })
 	stop()
 }
 
@@ -142,7 +142,7 @@ func TestSupervisorReplacesEnvoy(t *testing.T) {
 	stop := b.supervise(dir, true)
 	b.until("another Envoy", func() bool {
 		pid := pidOf(dir)
-		return pid != 0 && pid != first && b.answers("sort.example.com")
+		return pid != 0 && pid != first && b.answers()
 	})
 	stop()
 }
