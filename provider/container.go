@@ -255,7 +255,7 @@ func (c *container) setFront(f *function) error {
 		ready = nil
 	}
 	var err error
-	f.front, err = newFront(c.pods, f, c.pod.name.Name, c.pod.facts().PodIPs, ready, log)
+	f.front, err = newFront(c.pods, f, c.pod.name.Name, c.pod.facts().PodIPs, ready, log, c.pod.provider.cfg.Metrics)
 	return err
 }
 

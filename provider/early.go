@@ -14,6 +14,7 @@ import (
 	"knative.dev/serving/pkg/apis/serving"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
@@ -54,6 +55,7 @@ type earlyStarts struct {
 	facts   func() podspec.Facts
 	outlook Outlook
 	log     *zap.SugaredLogger
+	metrics *queueproxy.Metrics // nil: nobody takes them
 
 	templates *templates
 
@@ -181,7 +183,7 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
 	f := &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}
-	if f.front, err = newFront(t.spec, f, "", e.facts().PodIPs, nil, nil); err != nil {
+	if f.front, err = newFront(t.spec, f, "", e.facts().PodIPs, nil, nil, e.metrics); err != nil {
 		return nil, errors.Join(err, sb.Close(ctx))
 	}
 	return f, nil

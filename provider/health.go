@@ -226,8 +226,8 @@ func (w *watcher) hook(ctx context.Context, h *corev1.LifecycleHandler) error {
 }
 
 // newFront returns Knative's proxy around a revision's function.
-func newFront(spec podspec.Spec, f *function, pod string, ips []string, ready func(context.Context) error, log io.Writer) (*queueproxy.Proxy, error) {
-	cfg := queueproxy.Config{Settings: spec.Proxy, Pod: pod, Function: f.Sandbox, Ready: ready, RequestLog: log}
+func newFront(spec podspec.Spec, f *function, pod string, ips []string, ready func(context.Context) error, log io.Writer, metrics *queueproxy.Metrics) (*queueproxy.Proxy, error) {
+	cfg := queueproxy.Config{Settings: spec.Proxy, Pod: pod, Function: f.Sandbox, Ready: ready, RequestLog: log, Metrics: metrics}
 	if len(ips) > 0 {
 		cfg.PodIP = ips[0]
 	}

@@ -37,6 +37,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/podstatus"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
@@ -60,7 +61,7 @@ type Router interface {
 	Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{})
 }
 
-// Config is what New needs; all fields but Outlook are required.
+// Config is what New needs; all fields but Outlook and Metrics are required.
 type Config struct {
 	Node config.Node
 	// Version is Wisp's own, shown as the kubelet's.
@@ -71,6 +72,8 @@ type Config struct {
 	Router  Router
 	// Outlook is asked about starts ahead of Pods; nil knows nothing.
 	Outlook Outlook
+	// Metrics takes the durations of requests; nil: nobody does.
+	Metrics *queueproxy.Metrics
 	Log     *zap.SugaredLogger
 }
 
@@ -137,7 +140,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.early = &earlyStarts{
 		runtime: cfg.Runtime, router: cfg.Router, lease: cfg.Node.EarlyStartLease.Duration,
-		source: p.source, facts: p.facts, outlook: cfg.Outlook, log: cfg.Log,
+		source: p.source, facts: p.facts, outlook: cfg.Outlook, log: cfg.Log, metrics: cfg.Metrics,
 		templates: templates, functions: make(map[revisionKey]*earlyFunction),
 	}
 	p.ahead = newAhead(cfg.Runtime, cfg.Log)

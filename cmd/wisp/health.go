@@ -9,10 +9,11 @@ import (
 	"time"
 )
 
-// serveHealth answers /healthz (this process runs) and /readyz (ready returns
-// nil) on addr until ctx ends.
-func serveHealth(ctx context.Context, addr string, ready func() error) error {
+// serveHealth answers /healthz (this process runs), /readyz (ready returns nil)
+// and /metrics on addr until ctx ends.
+func serveHealth(ctx context.Context, addr string, ready func() error, metrics http.Handler) error {
 	mux := http.NewServeMux()
+	mux.Handle("/metrics", metrics)
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

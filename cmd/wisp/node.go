@@ -23,6 +23,7 @@ import (
 	"github.com/wisp-serving/wisp/activator/revisions"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/watchdog"
 )
@@ -55,6 +56,7 @@ type node struct {
 	fleet     *fleet.Fleet
 	activator *activator.Activator
 	pushers   *activator.Pushers
+	meters    *meters
 }
 
 func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
@@ -111,6 +113,13 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n.meters, err = newMeters(); err != nil {
+		return nil, err
+	}
+	requests, err := queueproxy.NewMetrics(n.meters)
+	if err != nil {
+		return nil, err
+	}
 	n.provider, err = provider.New(provider.Config{
 		Node:    cfg,
 		Version: version(),
@@ -118,6 +127,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Runtime: n.runtime,
 		Router:  n.activator,
 		Outlook: n.fleet,
+		Metrics: requests,
 		Log:     log.Named("provider"),
 	})
 	return n, err
@@ -160,7 +170,7 @@ func (n *node) run(ctx context.Context) error {
 
 	rest.Go(func() error { return n.revisions.Run(outlive) })
 	rest.Go(func() error { return n.pushers.Run(outlive) })
-	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready) })
+	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready, n.meters) })
 
 	err := n.revisions.Synced(ctx)
 	if err == nil {

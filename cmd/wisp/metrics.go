@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+
+	prom "github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+)
+
+// meters collects a role's metrics for Prometheus to scrape.
+type meters struct {
+	metric.MeterProvider
+	// Handler answers scrapes.
+	http.Handler
+}
+
+// newMeters returns meters that also tell of the process itself.
+func newMeters() (*meters, error) {
+	registry := prom.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	exporter, err := prometheus.New(prometheus.WithRegisterer(registry))
+	if err != nil {
+		return nil, fmt.Errorf("set up metrics: %w", err)
+	}
+	return &meters{
+		MeterProvider: sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter)),
+		Handler:       promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+	}, nil
+}
