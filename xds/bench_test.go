@@ -40,6 +40,7 @@ func benchmarkEndpointChange(b *testing.B, services int) {
 	bed.waitEndpoints()
 
 	var took []time.Duration
+	sent := bed.metric("kn.wasm.gateway.sent type=ClusterLoadAssignment")
 	b.ResetTimer()
 	for i := range b.N {
 		want := with
@@ -58,6 +59,46 @@ func benchmarkEndpointChange(b *testing.B, services int) {
 		took = append(took, time.Since(start))
 	}
 	b.StopTimer()
+	report(b, took)
+	b.ReportMetric(float64(bed.metric("kn.wasm.gateway.sent type=ClusterLoadAssignment")-sent)/float64(b.N), "sent-B/op")
+}
+
+// BenchmarkReady measures from a KIngress that is there to its Ready, among many
+// services, one at a time.
+func BenchmarkReady(b *testing.B) {
+	for _, services := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) { benchmarkReady(b, services) })
+	}
+}
+
+func benchmarkReady(b *testing.B, services int) {
+	bed := newBed(b, "127.106.0")
+	bed.addNode("node-a")
+	bed.addRevision("sort-1", translateHTTP1)
+	for i := range services {
+		name := fmt.Sprintf("svc-%d", i)
+		bed.addRevision(name, translateHTTP1)
+		bed.addIngress(name, rule("External", name+".example.com", path(to(name))))
+	}
+	bed.startGateway()
+	startEnvoy(b, bed.cfg)
+	bed.waitReady(fmt.Sprintf("svc-%d", services-1))
+
+	var took []time.Duration
+	b.ResetTimer()
+	for i := range b.N {
+		name := fmt.Sprintf("new-%d", i)
+		start := time.Now()
+		bed.addIngress(name, rule("External", name+".example.com", path(to("sort-1"))))
+		bed.waitReady(name)
+		took = append(took, time.Since(start))
+	}
+	b.StopTimer()
+	report(b, took)
+}
+
+func report(b *testing.B, took []time.Duration) {
+	b.Helper()
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
