@@ -19,11 +19,11 @@ import (
 
 // pair is two nodes; the second one has a ready pod of the revision, of which
 // the first one knows.
-func pair(t *testing.T, pod http.Handler, options ...option) (first, second *bench) {
+func pair(t *testing.T, pod http.Handler) (first, second *bench) {
 	t.Helper()
 	second = start(t, func(c *Config) { c.NodeName = "node-b" })
 	second.Add(sortKey, "pod", 0, pod)
-	first = start(t, options...)
+	first = start(t)
 	first.SetElsewhere(sortKey, map[string]int{second.address(): 0})
 	return first, second
 }
