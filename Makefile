@@ -37,15 +37,36 @@ tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kube
 	@$(PLATFORM) build
 
 .PHONY: samples
-samples: $(PLATFORM) ## Compile the samples into build/
-	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" build/sort.wasm
+samples: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm ## Compile the samples into build/
+
+# Each compiler knows by itself whether anything has changed.
+.PHONY: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm
+
+build/sort.wasm: $(PLATFORM)
+	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" $@
+
+WASI := CGO_ENABLED=0 GOOS=wasip1 GOARCH=wasm $(GO) build -buildvcs=false -trimpath -ldflags='-s -w'
+
+build/greet.wasm:
+	$(WASI) -o $@ ./samples/greet
+
+build/notes.wasm: build
+	build/wisp build -buildvcs=false -trimpath -ldflags='-s -w' -o $@ ./samples/notes
+
+build/words.wasm:
+	@if [ -d "$$(rustc --print target-libdir --target wasm32-wasip1 2>/dev/null)" ]; then \
+		echo "rustc samples/words/words.rs"; rustc --edition 2021 --target wasm32-wasip1 -O -C strip=symbols -o $@ samples/words/words.rs; \
+	else echo "samples/words is not built: it takes rustc with the target wasm32-wasip1"; rm -f $@; fi
+
+build/jq.wasm:
+	cd samples/jq && GOWORK=off $(WASI) -o ../../$@ github.com/itchyny/gojq/cmd/gojq
 
 .PHONY: workloads
 workloads: $(PLATFORM)
 	@module=$$($(PLATFORM) guest test/guests/workloads/workloads.c) && cp "$$module" build/workloads.wasm
 
 .PHONY: up
-up: samples ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
+up: build/sort.wasm ## Start Kubernetes, Knative, Envoy and Wisp here, and call a function (UP='--port gateway=8090')
 	@$(PLATFORM) up $(UP)
 	@$(PLATFORM) demo build/sort.wasm
 
@@ -82,7 +103,7 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
-bench: tools samples workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
+bench: tools build/sort.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdAgainstWarm -benchtime $(CYCLES)x -timeout 3h ./test/e2e
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e

@@ -53,6 +53,7 @@ func packages(t *testing.T) []goPackage {
 func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"config":     {},
+		"samples":    {},
 		"gobuild":    {},
 		"ranking":    {},
 		"runtime":    {"config"},

@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/wisp-serving/wisp/test/platform"
+)
+
+// ask is one request to a sample, and what its answer should be.
+type ask struct {
+	method, path, body string
+	status             int
+	want               string
+}
+
+// TestSamples does for each sample what its README says.
+func TestSamples(t *testing.T) {
+	const root = "../.."
+	samples := map[string][]ask{
+		"greet": {
+			{"GET", "/?name=Ada", "", http.StatusOK, "Hello Ada, you asked greet."},
+			{"GET", "/", "", http.StatusBadRequest, "who is it?"},
+		},
+		"notes": {
+			{"POST", "/notes", "buy milk", http.StatusCreated, "note 1\n"},
+			{"POST", "/notes", "drink it", http.StatusCreated, "note 2\n"},
+			{"GET", "/notes", "", http.StatusOK, "1 buy milk\n2 drink it\n"},
+			{"GET", "/other", "", http.StatusNotFound, "404 page not found"},
+		},
+		"words": {{"POST", "/", "the quick brown fox", http.StatusOK, "1 4 19\n"}},
+		"jq": {
+			{"POST", "/", `{"name":"wisp","stars":[1,2],"x":0}`, http.StatusOK, `{"name":"wisp","stars":3}`},
+			{"POST", "/", `no json`, http.StatusInternalServerError, ""},
+		},
+	}
+	build := exec.CommandContext(t.Context(), "make", "samples")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("make samples: %v\n%s", err, out)
+	}
+	p := platform.Start(t, platform.Options{})
+	for name, asks := range samples {
+		t.Run(name, func(t *testing.T) {
+			module := filepath.Join(root, "build", name+".wasm")
+			if _, err := os.Stat(module); errors.Is(err, fs.ErrNotExist) {
+				t.Skip("its compiler is not installed here")
+			}
+			p.Wisp(t, "push", module, p.Registry+"/"+name+":v1")
+			service := applySample(t, p, filepath.Join(root, "samples", name, "service.yaml"), name)
+			for _, a := range asks {
+				status, answer := request(t, p, service, a)
+				if status != a.status || !strings.Contains(answer, a.want) {
+					t.Errorf("%s %s %q: got %d %q, want %d with %q", a.method, a.path, a.body, status, answer, a.status, a.want)
+				}
+			}
+		})
+	}
+}
+
+// applySample makes the Service of a sample's file, in a namespace of its own and
+// with the image of this platform's registry, and returns it ready.
+func applySample(t *testing.T, p *platform.Platform, file, name string) *servingv1.Service {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := filepath.Join(t.TempDir(), "service.yaml")
+	if err := os.WriteFile(here, []byte(strings.ReplaceAll(string(text), "localhost:5000", p.Registry)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	namespace := p.Namespace(t)
+	p.Kubectl(t, "apply", "-n", namespace, "-f", here)
+	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	return platform.WaitFor(t, p, service, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
+}
+
+func request(t *testing.T, p *platform.Platform, service *servingv1.Service, a ask) (int, string) {
+	t.Helper()
+	u, err := url.Parse(p.Gateway + a.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), a.method, u.String(), strings.NewReader(a.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Host = service.Status.URL.Host + ":" + u.Port()
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(answer)
+}
