@@ -9,7 +9,7 @@ PLATFORM := build/platform
 E2E := ./test/platform ./test/e2e/...
 
 # This needs network namespaces as well, which not every user may make.
-CONFORMANCE := ./test/conformance
+CONFORMANCE := ./test/conformance ./test/conformance/images
 
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
@@ -104,7 +104,7 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 
 .PHONY: bench
 bench: tools build/sort.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
-	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
+	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdAgainstWarm -benchtime $(CYCLES)x -timeout 3h ./test/e2e
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e
 	$(GO) test -run '^$$' -bench StepLoad -benchtime 1x -timeout 10m -v ./test/e2e

@@ -214,7 +214,7 @@ func TestCGIInterrupts(t *testing.T) {
 		r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, front.URL, in)
 		answered := make(chan *http.Response)
 		go func() {
-			answer, _ := front.Client().Do(r) //nolint:bodyclose // below
+			answer, _ := front.Client().Do(r)
 			answered <- answer
 		}()
 		if err := <-ended; err == nil {

@@ -58,6 +58,9 @@ func run(m *testing.M) int {
 			if b, ok := binaries[digest]; ok {
 				return b, nil
 			}
+			if digest == "hello-c" {
+				return os.ReadFile(os.Getenv("WISP_HELLO_WASM"))
+			}
 			if name, ok := strings.CutPrefix(digest, "guest:"); ok {
 				return guestModule(name)
 			}
@@ -240,7 +243,7 @@ func TestClientThatWentAwayStopsTheGuest(t *testing.T) {
 		}
 		done <- err
 	}()
-	waitRunning(s, 1)
+	waitRunning(s)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("client got %v", err)
@@ -250,13 +253,13 @@ func TestClientThatWentAwayStopsTheGuest(t *testing.T) {
 	}
 }
 
-// waitRunning waits until n requests run.
-func waitRunning(s *Sandbox, n int) {
+// waitRunning waits until a request runs.
+func waitRunning(s *Sandbox) {
 	for {
 		s.mu.Lock()
 		running := s.running
 		s.mu.Unlock()
-		if running == n {
+		if running == 1 {
 			return
 		}
 		goruntime.Gosched()
@@ -351,7 +354,7 @@ func TestCloseWaitsForRequests(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
 	go func() { answered <- call(ctx, s, "loop") }()
-	waitRunning(s, 1)
+	waitRunning(s)
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close(t.Context()) }()
 	waitClosed(s)
@@ -392,7 +395,7 @@ func TestCloseStopsWhatIsLeft(t *testing.T) {
 			s.deps.OnClose = func(*Sandbox) { closes++ }
 			answered := make(chan *httptest.ResponseRecorder, 1)
 			go func() { answered <- call(t.Context(), s, "sleep") }()
-			waitRunning(s, 1)
+			waitRunning(s)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 			defer cancel()
 			if err := s.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {

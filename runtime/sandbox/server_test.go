@@ -238,7 +238,7 @@ func TestServerStartsLate(t *testing.T) {
 		s.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/hello", nil))
 		answered <- w
 	}()
-	waitRunning(s, 1)
+	waitRunning(s)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan error, 1)

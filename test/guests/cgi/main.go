@@ -31,7 +31,7 @@ func main() {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		asked++
 		fmt.Fprintf(w, "%s %s %s %q %d\n", r.Method, r.URL.RequestURI(), r.Host, r.Header.Get("X-Custom"), asked)
-		io.Copy(w, r.Body)
+		_, _ = io.Copy(w, r.Body)
 	})
 	mux.HandleFunc("/env/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, os.Getenv(path.Base(r.URL.Path))) })
 	mux.HandleFunc("/status/", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(number(r)) })
@@ -47,7 +47,7 @@ func main() {
 		panic("as told")
 	})
 	mux.HandleFunc("/sleep", func(http.ResponseWriter, *http.Request) { time.Sleep(time.Hour) })
-	mux.HandleFunc("/listen", func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	mux.HandleFunc("/listen", func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 	if err := cgi.Serve(mux); err != nil {
 		fmt.Fprintln(os.Stderr, "cgi:", err)
 		os.Exit(1)

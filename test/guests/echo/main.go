@@ -98,8 +98,8 @@ func hijack(w http.ResponseWriter, text string) {
 	if err != nil {
 		panic(err)
 	}
-	io.WriteString(conn, text)
-	conn.Close()
+	_, _ = io.WriteString(conn, text)
+	_ = conn.Close()
 }
 
 func listen(w http.ResponseWriter, r *http.Request) {
@@ -115,8 +115,8 @@ func listen(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			go func() {
-				io.Copy(conn, conn)
-				conn.Close()
+				_, _ = io.Copy(conn, conn)
+				_ = conn.Close()
 			}()
 		}
 	}()

@@ -1,0 +1,104 @@
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/wisp-serving/wisp/runtime/guest"
+)
+
+// BenchmarkHello is a request that gets "hello", through a real HTTP server
+// without a proxy before it, by each way of running a guest and by a native Go
+// handler, over 1, 16 and 64 connections.
+func BenchmarkHello(b *testing.B) {
+	for _, kind := range []struct {
+		name  string
+		start func(testing.TB) (front *httptest.Server, path string)
+	}{
+		{"native", func(tb testing.TB) (*httptest.Server, string) {
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello\n") }))
+			tb.Cleanup(front.Close)
+			return front, "/"
+		}},
+		{"server-go", func(tb testing.TB) (*httptest.Server, string) {
+			_, front := serve(tb, Spec{})
+			return front, "/hello"
+		}},
+		{"cgi-go", func(tb testing.TB) (*httptest.Server, string) {
+			_, front := serveCGI(tb, Spec{Memory: 1 << 30})
+			return front, "/deaf"
+		}},
+		{"cgi-c", serveHelloC},
+	} {
+		b.Run(kind.name, func(b *testing.B) {
+			front, path := kind.start(b)
+			for _, conns := range []int{1, 16, 64} {
+				b.Run(fmt.Sprint("conns-", conns), func(b *testing.B) { load(b, front.URL+path, conns) })
+			}
+		})
+	}
+}
+
+// serveHelloC starts the C program that make compiled, for $WISP_HELLO_WASM names
+// it.
+func serveHelloC(tb testing.TB) (*httptest.Server, string) {
+	if os.Getenv("WISP_HELLO_WASM") == "" {
+		tb.Skip("WISP_HELLO_WASM is not set")
+	}
+	s := start(tb, Spec{ABI: guest.ABICGI, Module: "hello-c", Memory: 1 << 30})
+	front := httptest.NewServer(s)
+	tb.Cleanup(front.Close)
+	return front, "/"
+}
+
+// load sends b.N requests over conns connections and reports how long they took.
+func load(b *testing.B, url string, conns int) {
+	b.ReportAllocs()
+	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	one := func() {
+		r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		answer, err := transport.RoundTrip(r)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			b.Error(answer.Status)
+		}
+	}
+	one()
+	took := make([]time.Duration, b.N)
+	var next atomic.Int64
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for range conns {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
+				began := time.Now()
+				one()
+				took[i] = time.Since(began)
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
+	b.ReportMetric(float64(took[b.N/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[b.N*99/100].Microseconds()), "p99-µs")
+}
