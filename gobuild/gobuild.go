@@ -2,9 +2,10 @@
 //
 // Go's own port to wasip1 has a network within the program: net.Listen succeeds,
 // and nobody outside can connect. Package gobuild runs the `go build` at hand with
-// an overlay of two files of its standard library, made from these files
-// themselves, by which net.Listen finds the listeners that Wisp gives a guest, and
-// os.Hostname the pod's name. Neither the program nor the Go installation is
+// an overlay of three files of its standard library, made from these files
+// themselves, by which net.Listen finds the listeners that Wisp gives a guest,
+// os.Hostname the pod's name, and a program that waits for signals, as servers do,
+// sleeps. Neither the program nor the Go installation is
 // changed.
 package gobuild
 

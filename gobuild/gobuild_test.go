@@ -139,6 +139,7 @@ func TestOverlay(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"net/net_fake.go":           `func socket\(.*\{\n\tif raddr == nil \{\n\t\tif fd, err := wispListener`,
+		"os/signal/signal_unix.go":  `watchSignalLoop = loop\n\twatchSignalLoop = nil\n`,
 		"syscall/syscall_wasip1.go": `func Sysctl\(.*\{\n\tif name, ok := Getenv`,
 		"net/wisp_listen_wasip1.go": `^package net`,
 	} {

@@ -39,6 +39,14 @@ var changes = []change{
 		},
 	},
 	{
+		// Go's wasip1 waits for signals, which never come, in a loop that takes a
+		// whole core and keeps the scheduler from looking at the network.
+		file: "os/signal/signal_unix.go",
+		at:   regexp.MustCompile(`(?m)^func init\(\) \{\n\twatchSignalLoop = loop\n`),
+		insert: `	watchSignalLoop = nil
+`,
+	},
+	{
 		file: "syscall/syscall_wasip1.go",
 		at:   regexp.MustCompile(`(?m)^func Sysctl\(key string\) \(string, error\) \{\n`),
 		insert: `	if name, ok := Getenv("HOSTNAME"); ok && key == "kern.hostname" {

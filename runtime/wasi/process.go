@@ -56,6 +56,9 @@ type Slot interface {
 // maxOpen bounds the descriptors of a process.
 const maxOpen = 4096
 
+// keptDescriptors is how large a table waits for the next instance.
+const keptDescriptors = 64
+
 // Process is the state of one instance. It belongs to the goroutine that runs
 // the instance, and may be used again for another one after Close.
 type Process struct {
@@ -113,6 +116,9 @@ func (p *Process) Close() {
 	}
 	clear(p.fds)
 	p.memory.Init(nil)
+	if cap(p.fds) > keptDescriptors {
+		p.fds = nil
+	}
 	p.cfg, p.ctx = Config{}, nil
 	p.wake = nil // a late peer may still send to it
 }

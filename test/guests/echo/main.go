@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path"
 	"sort"
 	"strconv"
@@ -58,6 +59,8 @@ func main() {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt) // as servers do; none ever comes
 	server := &http.Server{Addr: ":" + os.Getenv("PORT"), Handler: mux, Protocols: protocols}
 	if err := server.ListenAndServe(); !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "echo:", err)
