@@ -81,7 +81,13 @@ func NewServer(cfg ServerConfig) *Server {
 	return s
 }
 
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.proxy.ServeHTTP(w, r) }
+// ServeHTTP sends r on. A guest may answer before it has read all of the body:
+// net/http would take that from it over HTTP/1. ReverseProxy closes the body, so
+// that nothing is left to be read after it.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is anyway
+	s.proxy.ServeHTTP(w, r)
+}
 
 // CloseIdle closes the connections that no request uses.
 func (s *Server) CloseIdle() {
