@@ -111,7 +111,7 @@ func fetch(t *testing.T, url string) (*http.Response, string) {
 }
 
 func checkHelloWorld(t *testing.T, front *httptest.Server) {
-	if answer, text := fetch(t, front.URL); answer.StatusCode != 200 || !strings.Contains(text, "wasm") {
+	if answer, text := fetch(t, front.URL); answer.StatusCode != 200 || !strings.Contains(text, "noodles") {
 		t.Errorf("got %d %q", answer.StatusCode, text)
 	}
 }
@@ -130,7 +130,7 @@ func checkAutoscale(t *testing.T, front *httptest.Server) {
 
 func checkRuntime(t *testing.T, front *httptest.Server) {
 	answer, text := fetch(t, front.URL)
-	if answer.StatusCode != 200 || !strings.Contains(text, `"PORT":"8080"`) {
+	if answer.StatusCode != 200 || !strings.Contains(text, `"protoMajor": 1`) {
 		t.Errorf("got %d %.500q", answer.StatusCode, text)
 	}
 }
