@@ -37,13 +37,16 @@ tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kube
 	@$(PLATFORM) build
 
 .PHONY: samples
-samples: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm ## Compile the samples into build/
+samples: build/sort.wasm build/hello.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm ## Compile the samples into build/
 
 # Each compiler knows by itself whether anything has changed.
-.PHONY: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm
+.PHONY: build/sort.wasm build/hello.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm
 
 build/sort.wasm: $(PLATFORM)
 	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" $@
+
+build/hello.wasm: $(PLATFORM)
+	@module=$$($(PLATFORM) guest samples/hello/hello.c) && cp "$$module" $@
 
 WASI := CGO_ENABLED=0 GOOS=wasip1 GOARCH=wasm $(GO) build -buildvcs=false -trimpath -ldflags='-s -w'
 
