@@ -7,9 +7,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	admissionv1beta1 "k8s.io/api/admissionregistration/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -36,25 +39,49 @@ var kingressTests = []string{
 // servingTests is the namespace in which Knative's suites work.
 const servingTests = "serving-tests"
 
+// The Service of Wisp's external listener.
+const gatewayNamespace, gatewayService = "wisp-system", "wisp-gateway"
+
 // TestKIngress_native runs Knative's suite against the gateway and Envoy, with
 // native processes for backends: what fails here is the gateway's fault.
 func TestKIngress_native(t *testing.T) {
-	p := start(t)
-	startNativeNode(t, p)
-	runKIngress(t, p)
+	p := start(t, platform.Options{})
+	startNativeNode(t, p, suite.Images)
+	runKIngress(t, p, "dev.local")
+}
+
+// TestKIngress_wasm runs the suite with its images compiled to wasm, on Wisp's
+// own node: for pods that have nothing to do with Knative, it is a node like any
+// other. One image dials out, which no guest can, and stays native.
+func TestKIngress_wasm(t *testing.T) {
+	p := start(t, platform.Options{
+		WithoutRace: true, // it would slow the guests' host several times
+		Settings: stack.Settings{
+			Node: func(c *config.Node) { c.PodCIDR = wasmPods },
+			// Admission by an expression is off by default in this version.
+			APIServer: []string{"--feature-gates=MutatingAdmissionPolicy=true", "--runtime-config=admissionregistration.k8s.io/v1beta1=true"},
+		},
+	})
+	for image, module := range modules {
+		p.Wisp(t, "push", "--abi", "server", module, p.Registry+"/"+image+":latest")
+	}
+	sendToWasm(t, p)
+	startNativeNode(t, p, map[string]string{"httpproxy": suite.Images["httpproxy"]})
+	runKIngress(t, p, p.Registry)
 }
 
 // start starts a platform whose Envoy has addresses of the pod network, and
 // prepares what Knative's suites take for granted.
-func start(t *testing.T) *platform.Platform {
+func start(t *testing.T, o platform.Options) *platform.Platform {
 	t.Helper()
-	p := platform.Start(t, platform.Options{Settings: stack.Settings{Gateway: func(c *config.Gateway) {
+	o.Settings.Gateway = func(c *config.Gateway) {
 		c.Envoy.HTTPAddress = externalAddress + ":80"
 		c.Envoy.HTTPSAddress = externalAddress + ":443"
 		c.Envoy.InternalAddress = internalAddress + ":80"
 		// An address instead of a name: nothing here resolves names.
 		c.InternalDomain = internalAddress
-	}}})
+	}
+	p := platform.Start(t, o)
 	create(t, p, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: servingTests}})
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: servingTests, Name: "default"}}
 	platform.WaitFor(t, p, account, "be there", func(*corev1.ServiceAccount) bool { return true })
@@ -67,7 +94,7 @@ func start(t *testing.T) *platform.Platform {
 func exposeGateway(t *testing.T, p *platform.Platform) {
 	t.Helper()
 	service := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "wisp-system", Name: "wisp-gateway"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: gatewayNamespace, Name: gatewayService},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeLoadBalancer,
 			Ports: []corev1.ServicePort{
@@ -79,7 +106,7 @@ func exposeGateway(t *testing.T, p *platform.Platform) {
 	create(t, p, service)
 	service.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: externalAddress}}
 	if err := p.Client.Status().Update(t.Context(), service); err != nil {
-		t.Fatalf("set the address of service wisp-gateway: %v", err)
+		t.Fatalf("set the address of service %s: %v", gatewayService, err)
 	}
 }
 
@@ -90,8 +117,58 @@ func create(t *testing.T, p *platform.Platform, obj client.Object) {
 	}
 }
 
-// startNativeNode adds a node that runs the suite's images as processes.
-func startNativeNode(t *testing.T, p *platform.Platform) {
+// sendToWasm has the pods of Knative's suites run on Wisp's node, but for those
+// whose image can't: the suites know nothing of runtime classes.
+func sendToWasm(t *testing.T, p *platform.Platform) {
+	t.Helper()
+	create(t, p, &admissionv1beta1.MutatingAdmissionPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "wasm"},
+		Spec: admissionv1beta1.MutatingAdmissionPolicySpec{
+			MatchConstraints: &admissionv1beta1.MatchResources{
+				NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: servingTests}},
+				ResourceRules: []admissionv1beta1.NamedRuleWithOperations{{RuleWithOperations: admissionv1beta1.RuleWithOperations{
+					Operations: []admissionv1beta1.OperationType{admissionv1beta1.Create},
+					Rule:       admissionv1beta1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
+				}}},
+			},
+			MatchConditions: []admissionv1beta1.MatchCondition{{
+				Name: "a-module", Expression: `!object.spec.containers[0].image.contains("/httpproxy:")`,
+			}},
+			ReinvocationPolicy: admissionv1beta1.NeverReinvocationPolicy,
+			Mutations: []admissionv1beta1.Mutation{{
+				PatchType: admissionv1beta1.PatchTypeApplyConfiguration,
+				ApplyConfiguration: &admissionv1beta1.ApplyConfiguration{
+					Expression: `Object{spec: Object.spec{runtimeClassName: "` + config.RuntimeClass + `"}}`,
+				},
+			}},
+		},
+	})
+	create(t, p, &admissionv1beta1.MutatingAdmissionPolicyBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "wasm"},
+		Spec:       admissionv1beta1.MutatingAdmissionPolicyBindingSpec{PolicyName: "wasm"},
+	})
+	awaitWasm(t, p)
+}
+
+// awaitWasm waits until the API server has taken the policy in, of which nothing
+// tells but a pod.
+func awaitWasm(t *testing.T, p *platform.Platform) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: servingTests, Name: "try"},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "try", Image: "registry/try:latest"}}},
+		}
+		err := p.Client.Create(ctx, pod, client.DryRunAll)
+		return pod.Spec.RuntimeClassName != nil, err
+	})
+	if err != nil {
+		t.Fatalf("wait for the admission policy wasm: %v", err)
+	}
+}
+
+// startNativeNode adds a node that runs images as processes.
+func startNativeNode(t *testing.T, p *platform.Platform, programs map[string]string) {
 	t.Helper()
 	kube, err := kubernetes.NewForConfig(p.REST)
 	if err != nil {
@@ -101,7 +178,7 @@ func startNativeNode(t *testing.T, p *platform.Platform) {
 		Name:     "native-0",
 		Address:  nativePods.Addr().String(),
 		Client:   kube,
-		Programs: suite.Images,
+		Programs: programs,
 		Connect:  bridge.Connect,
 		LogDir:   t.ArtifactDir(),
 	})
@@ -120,14 +197,15 @@ func startNativeNode(t *testing.T, p *platform.Platform) {
 	<-node.Ready()
 }
 
-// runKIngress runs Knative's suite, and shows each of its tests as one of t's.
-func runKIngress(t *testing.T, p *platform.Platform) {
+// runKIngress runs Knative's suite with the images in a registry, and shows each
+// of its tests as one of t's.
+func runKIngress(t *testing.T, p *platform.Platform, registry string) {
 	t.Helper()
 	log := filepath.Join(t.ArtifactDir(), "kingress.log")
 	args := []string{
 		"--kubeconfig", p.Kubeconfig,
 		"--ingressClass", config.IngressClass,
-		"--imagetemplate", "dev.local/{{.Name}}:latest",
+		"--imagetemplate", registry + "/{{.Name}}:latest",
 		"--enable-beta", "--enable-alpha",
 		// Most of a test is waiting: for seconds that it polls by, or sleeps.
 		"-test.parallel", "4",
@@ -147,5 +225,6 @@ func runKIngress(t *testing.T, p *platform.Platform) {
 	}
 	if t.Failed() {
 		t.Logf("what the gateway made of it:\n%s", p.Kubectl(t, "get", "ingresses.networking.internal.knative.dev", "-n", servingTests, "-o", "yaml"))
+		t.Logf("what became of the pods:\n%s", p.Kubectl(t, "get", "events", "-n", servingTests, "--sort-by", ".lastTimestamp"))
 	}
 }

@@ -8,12 +8,16 @@ package conformance
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/wisp-serving/wisp/test/conformance/netns"
+	"github.com/wisp-serving/wisp/test/guests"
 	"github.com/wisp-serving/wisp/test/platform/tools"
 )
 
@@ -27,17 +31,21 @@ var (
 	nativePods = netip.MustParsePrefix("10.244.0.1/17")
 )
 
+// wasmPods is the part of localPods that a wasm node has.
+const wasmPods = "10.244.128.0/18"
+
 // Envoy's addresses.
 const (
 	externalAddress = "10.244.255.1"
 	internalAddress = "10.244.255.2"
 )
 
-// suite is what Knative's suite was built into, bridge what leads to native
-// pods. Both are made before any test.
+// Made before any test: Knative's suite and its images as programs, the images
+// as modules, but for those that no guest can be, and what leads to native pods.
 var (
-	suite  tools.KIngress
-	bridge *netns.Bridge
+	suite   tools.KIngress
+	modules map[string]string
+	bridge  *netns.Bridge
 )
 
 func TestMain(m *testing.M) {
@@ -52,8 +60,8 @@ func TestMain(m *testing.M) {
 // run runs the tests in a namespace. What they need is built before, while
 // there is still a network.
 func run(m *testing.M) (int, error) {
-	var err error
-	if suite, err = build(); err != nil {
+	err := build()
+	if err != nil {
 		return 0, err
 	}
 	if !netns.Inside() {
@@ -69,23 +77,45 @@ func run(m *testing.M) (int, error) {
 }
 
 // build makes what is missing: on an empty cache that takes minutes.
-func build() (tools.KIngress, error) {
+func build() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	root, err := tools.FindRoot()
 	if err != nil {
-		return tools.KIngress{}, err
+		return err
 	}
 	cache, err := tools.CacheDir()
 	if err != nil {
-		return tools.KIngress{}, err
+		return err
 	}
 	b := &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(os.Stderr, line) }}
 	if _, err := b.Build(ctx); err != nil {
-		return tools.KIngress{}, err
+		return err
 	}
-	if _, err := b.Guest(ctx, root+"/samples/sort/sort.c"); err != nil {
-		return tools.KIngress{}, err
+	if _, err := b.Guest(ctx, filepath.Join(root, "samples/sort/sort.c")); err != nil {
+		return err
 	}
-	return b.KIngress(ctx)
+	for _, race := range []bool{false, true} {
+		if _, err := b.Wisp(ctx, race); err != nil {
+			return err
+		}
+	}
+	if suite, err = b.KIngress(ctx); err != nil {
+		return err
+	}
+	images := slices.DeleteFunc(slices.Sorted(maps.Keys(suite.Images)), func(image string) bool { return image == "httpproxy" }) // it dials out
+	modules, err = compile(ctx, "networking/", images)
+	return err
+}
+
+// compile compiles images of one of Knative's modules to wasm.
+func compile(ctx context.Context, module string, images []string) (map[string]string, error) {
+	compiled := map[string]string{}
+	for _, image := range images {
+		var err error
+		if compiled[image], err = guests.Knative(ctx, module+image); err != nil {
+			return nil, err
+		}
+	}
+	return compiled, nil
 }

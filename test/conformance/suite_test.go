@@ -49,7 +49,10 @@ func runSuite(t *testing.T, binary, log string, args ...string) outcomes {
 	}
 	defer file.Close()
 	cmd := exec.CommandContext(t.Context(), binary, append([]string{"-test.v", "-test.count=1", suiteTimeout(t)}, args...)...)
-	cmd.Env = append(os.Environ(), "SYSTEM_NAMESPACE=knative-serving")
+	cmd.Env = append(os.Environ(),
+		"SYSTEM_NAMESPACE=knative-serving",
+		// The Service whose status says where Envoy is.
+		"GATEWAY_OVERRIDE="+gatewayService, "GATEWAY_NAMESPACE_OVERRIDE="+gatewayNamespace)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

@@ -190,6 +190,9 @@ import (
 	"knative.dev/pkg/signals"
 )
 
+// HelloVolumePath is Serving's.
+const HelloVolumePath = "/hello/world"
+
 func ListenAndServeGracefully(addr string, handler func(w http.ResponseWriter, r *http.Request)) {
 	ListenAndServeGracefullyWithHandler(addr, http.HandlerFunc(handler))
 }

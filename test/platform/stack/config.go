@@ -53,10 +53,14 @@ type Settings struct {
 	Autoscaler func(*config.Autoscaler)
 	// Node is called for each node.
 	Node func(*config.Node)
+	// APIServer are further flags of the API server, as in --v=4.
+	APIServer []string
 }
 
 // None reports whether nothing is changed.
-func (s Settings) None() bool { return s.Gateway == nil && s.Autoscaler == nil && s.Node == nil }
+func (s Settings) None() bool {
+	return s.Gateway == nil && s.Autoscaler == nil && s.Node == nil && s.APIServer == nil
+}
 
 // The ports that a wisp node listens on at its own address: Knative's port of a
 // pod's proxy, and the kubelet API.

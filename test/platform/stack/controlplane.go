@@ -64,7 +64,7 @@ func (s *Stack) apiserver(c *credentials) supervise.Component {
 		After:   []string{etcd},
 		Path:    s.cfg.Programs.APIServer,
 		Address: "https://" + s.local(s.cfg.Ports.APIServer),
-		Args: []string{
+		Args: append([]string{
 			"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", flag("secure-port", s.cfg.Ports.APIServer),
 			// Kubernetes refuses endpoints on loopback, its own included.
 			"--endpoint-reconciler-type=none",
@@ -81,7 +81,7 @@ func (s *Stack) apiserver(c *credentials) supervise.Component {
 			"--service-cluster-ip-range=10.96.0.0/16",
 			"--allow-privileged",
 			"--profiling=false",
-		},
+		}, s.cfg.Settings.APIServer...),
 		Ready: s.cluster.Ready,
 		// It waits for open watches, which nobody needs any more.
 		StopTimeout: time.Second,

@@ -25,7 +25,7 @@ func (b *Builder) KIngress(ctx context.Context) (KIngress, error) {
 		return KIngress{}, err
 	}
 	suite := KIngress{Suite: m.file("kingress.test"), Images: map[string]string{}}
-	steps := []step{{"kingress.test", suite.Suite, func(ctx context.Context) error { return m.buildTest(ctx, "kingress.test") }}}
+	steps := []step{m.testStep("kingress.test", ".")}
 	for _, image := range kingressImages {
 		suite.Images[image] = m.file(image)
 		steps = append(steps, m.step(image, "knative.dev/networking/test/test_images/"+image))
@@ -33,13 +33,19 @@ func (b *Builder) KIngress(ctx context.Context) (KIngress, error) {
 	return suite, b.makeMissing(ctx, steps)
 }
 
-// buildTest builds the tests of the module's own package.
-func (m *module) buildTest(ctx context.Context, program string) error {
+func (m *module) testStep(program, pkg string, flags ...string) step {
+	return step{program, m.file(program), func(ctx context.Context) error { return m.buildTest(ctx, program, pkg, flags...) }}
+}
+
+// buildTest builds the tests of a package. What listens is patched in other
+// programs of the module: a test doesn't.
+func (m *module) buildTest(ctx context.Context, program, pkg string, flags ...string) error {
 	if err := os.MkdirAll(m.out, 0o700); err != nil {
 		return err
 	}
 	tmp := m.file("." + program + ".tmp")
-	if _, err := m.goCommand(ctx, "test", "-c", "-trimpath", "-buildvcs=false", "-ldflags", m.ldflags, "-o", tmp, "."); err != nil {
+	args := append([]string{"test", "-c", "-trimpath", "-buildvcs=false", "-ldflags", m.ldflags, "-o", tmp}, flags...)
+	if _, err := m.goCommand(ctx, append(args, pkg)...); err != nil {
 		return err
 	}
 	return os.Rename(tmp, m.file(program))
