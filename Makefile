@@ -11,9 +11,6 @@ E2E := ./test/platform ./test/e2e/...
 # This needs network namespaces as well, which not every user may make.
 CONFORMANCE := ./test/conformance ./test/conformance/images
 
-# Of its tests, these are for the whole of Wisp, not for the gateway alone.
-CONFORMANCE_WASM := ^TestKIngress_wasm$$
-
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
@@ -22,7 +19,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 .PHONY: help
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What needs no race detector is built without cgo, all of it, so that the
 # compiled packages are shared: on an empty cache that saves minutes.
@@ -103,11 +100,7 @@ e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
 # Not part of `make test`: it takes root, or a kernel that gives users namespaces.
 .PHONY: conformance
 conformance: ## Run Knative's conformance suites, in network namespaces (as root, or where users may make them)
-	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m -skip '$(CONFORMANCE_WASM)' $(CONFORMANCE)
-
-.PHONY: conformance-wasm
-conformance-wasm: ## Run them with their images compiled to wasm, which is not part of CI yet
-	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m -run '$(CONFORMANCE_WASM)' ./test/conformance
+	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
 bench: tools build/sort.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy

@@ -208,7 +208,7 @@ func runKIngress(t *testing.T, p *platform.Platform, registry string) {
 		"--imagetemplate", registry + "/{{.Name}}:latest",
 		"--enable-beta", "--enable-alpha",
 		// Most of a test is waiting: for seconds that it polls by, or sleeps.
-		"-test.parallel", "4",
+		"-test.parallel", "8",
 	}
 	tests := kingressTests
 	if *only != "" {
