@@ -106,10 +106,14 @@ func (g *gateway) seed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	rejections, err := g.rejections(ctx, all.ingresses)
+	if err != nil {
+		return err
+	}
 	if err := g.absorb(ctx, all); err != nil {
 		return err
 	}
-	if err := g.distrust(ctx); err != nil {
+	if err := g.distrust(ctx, rejections); err != nil {
 		return err
 	}
 	g.log.Infow("configuration seeded", "ingresses", len(g.table.parts), "clusters", len(g.desired.Clusters))

@@ -101,21 +101,35 @@ func (g *gateway) retry(ctx context.Context) error {
 	return g.rebuild(ctx, noChanges(), touched)
 }
 
+// rejections returns what earlier gateways have written of Envoy's refusal of
+// KIngresses. It is read before anything else is said of these: what this gateway
+// writes would hide it.
+func (g *gateway) rejections(ctx context.Context, ingresses map[types.NamespacedName]bool) (map[types.NamespacedName]*translate.Refusal, error) {
+	found := map[types.NamespacedName]*translate.Refusal{}
+	for key := range ingresses {
+		ing, err := g.source.ingress(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if refusal := rejected(ing); refusal != nil {
+			found[key] = refusal
+		}
+	}
+	return found, nil
+}
+
 // distrust holds those KIngresses back of which an earlier gateway has written
 // that Envoy refuses them, so that a fresh Envoy needn't find that out again. They
 // are tried when all others are settled: this gateway, or Envoy, may be another.
-func (g *gateway) distrust(ctx context.Context) error {
+func (g *gateway) distrust(ctx context.Context, rejections map[types.NamespacedName]*translate.Refusal) error {
 	touched := map[types.NamespacedName]bool{}
-	for key := range g.table.parts {
-		ing, err := g.source.ingress(ctx, key)
-		if err != nil {
-			return err
+	for key, refusal := range rejections {
+		if g.table.parts[key] == nil {
+			continue
 		}
-		if refusal := rejected(ing); refusal != nil {
-			g.table.hold(key, refusal)
-			g.held[key] = true
-			touched[key] = true
-		}
+		g.table.hold(key, refusal)
+		g.held[key] = true
+		touched[key] = true
 	}
 	return g.rebuild(ctx, noChanges(), touched)
 }
