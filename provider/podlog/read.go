@@ -159,7 +159,7 @@ func (c *copying) run(ctx context.Context, files []file) error {
 func (c *copying) file(ctx context.Context, of file) (more bool, err error) {
 	f, err := os.Open(c.log.path(of))
 	if errors.Is(err, fs.ErrNotExist) {
-		return c.skip(of) // rotated away meanwhile
+		return c.skip(of), nil // rotated away meanwhile
 	}
 	if err != nil {
 		return false, fmt.Errorf("read log: %w", err)
@@ -199,9 +199,9 @@ func (c *copying) file(ctx context.Context, of file) (more bool, err error) {
 }
 
 // skip returns whether a file that is gone has one after it.
-func (c *copying) skip(of file) (more bool, err error) {
+func (c *copying) skip(of file) (more bool) {
 	_, last, _ := c.log.place(of)
-	return !last, nil
+	return !last
 }
 
 // place says of a file whether it is the last one of its run and whether the run

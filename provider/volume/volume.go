@@ -159,7 +159,7 @@ func (s *Set) Mounts(c *corev1.Container, expand func(string) string) ([]Mount, 
 			sub = expand(m.SubPathExpr)
 		}
 		if sub != "" && !fs.ValidPath(sub) {
-			return nil, fmt.Errorf("volume mount %s: subPath = %q, must be a relative path without ..", m.MountPath, sub)
+			return nil, fmt.Errorf("volume mount %s: subPath = %q, must be a relative path that leads nowhere up", m.MountPath, sub)
 		}
 		mount, err := v.mount(path.Clean("/"+m.MountPath), sub)
 		if err != nil {

@@ -39,7 +39,7 @@ type scanArg struct {
 	returned              uint64
 }
 
-type region struct{ start, end, categories uint64 }
+type region struct{ start, end, _ uint64 } // the last is what the pages are
 
 // regions is on the heap, where nothing moves: the kernel gets its address.
 type regions [maxRegions]region

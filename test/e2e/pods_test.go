@@ -94,6 +94,7 @@ func TestPods(t *testing.T) {
 		"unsupported":            testUnsupported,
 		"logs":                   testLogs,
 		"followed logs":          testFollowedLogs,
+		"volumes":                testVolumes,
 		"deletion":               testDeletion,
 		"eviction":               testEviction,
 		"exec is refused":        testExec,
