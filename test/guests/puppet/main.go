@@ -65,14 +65,7 @@ func main() {
 				counted++
 			}
 		case "spin":
-			for range 1000 {
-				go func() {
-					for {
-						runtime.Gosched()
-					}
-				}()
-			}
-			select {}
+			spin()
 		case "sleep":
 			time.Sleep(1<<63 - 1)
 		case "flood":
@@ -88,6 +81,17 @@ func main() {
 			os.Exit(2)
 		}
 	}
+}
+
+func spin() {
+	for range 1000 {
+		go func() {
+			for {
+				runtime.Gosched()
+			}
+		}()
+	}
+	select {}
 }
 
 func cat(name string) {
