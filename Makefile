@@ -37,13 +37,13 @@ tools: $(PLATFORM) ## Build or install what the platform and the tests run: Kube
 	@$(PLATFORM) build
 
 .PHONY: samples
-samples: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm ## Compile the samples into build/
+samples: build/sort.wasm build/hello.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm ## Compile the samples into build/
 
 # Each compiler knows by itself whether anything has changed.
-.PHONY: build/sort.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm
+.PHONY: build/sort.wasm build/hello.wasm build/greet.wasm build/notes.wasm build/words.wasm build/jq.wasm
 
-build/sort.wasm: $(PLATFORM)
-	@module=$$($(PLATFORM) guest samples/sort/sort.c) && cp "$$module" $@
+build/sort.wasm build/hello.wasm: build/%.wasm: $(PLATFORM)
+	@module=$$($(PLATFORM) guest samples/$*/$*.c) && cp "$$module" $@
 
 WASI := CGO_ENABLED=0 GOOS=wasip1 GOARCH=wasm $(GO) build -buildvcs=false -trimpath -ldflags='-s -w'
 
@@ -103,7 +103,7 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
 
 .PHONY: bench
-bench: tools build/sort.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
+bench: tools build/sort.wasm build/hello.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdAgainstWarm -benchtime $(CYCLES)x -timeout 3h ./test/e2e
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e
