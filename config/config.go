@@ -190,6 +190,10 @@ type Envoy struct {
 	HTTPSPort uint16 `json:"httpsPort"`
 	// InternalAddress takes requests for cluster-local hosts.
 	InternalAddress string `json:"internalAddress"`
+	// InternalHTTPSAddress takes the same by TLS, as Knative's
+	// cluster-local-domain-tls asks for. Empty means that this gateway serves no TLS
+	// for cluster-local hosts.
+	InternalHTTPSAddress string `json:"internalHTTPSAddress"`
 	// AdminAddress is Envoy's admin interface. Loopback only: it can stop Envoy.
 	AdminAddress string `json:"adminAddress"`
 	// StatsAddress serves what of the admin interface others may read: GET /ready
@@ -472,6 +476,10 @@ func (r *rules) envoy(e Envoy) {
 		r.hostPort("envoy.httpsAddress", e.HTTPSAddress)
 		r.check(e.HTTPSAddress != e.HTTPAddress && e.HTTPSAddress != e.InternalAddress, "envoy.httpsAddress", e.HTTPSAddress, "another address than envoy.httpAddress and envoy.internalAddress")
 		r.check(e.HTTPSPort > 0, "envoy.httpsPort", e.HTTPSPort, "above 0")
+	}
+	if e.InternalHTTPSAddress != "" {
+		r.hostPort("envoy.internalHTTPSAddress", e.InternalHTTPSAddress)
+		r.check(!slices.Contains([]string{e.HTTPAddress, e.HTTPSAddress, e.InternalAddress}, e.InternalHTTPSAddress), "envoy.internalHTTPSAddress", e.InternalHTTPSAddress, "another address than those of the other listeners")
 	}
 	r.hostPort("envoy.adminAddress", e.AdminAddress)
 	r.check(isLoopback(e.AdminAddress), "envoy.adminAddress", e.AdminAddress, "a loopback address: it can stop Envoy")

@@ -43,18 +43,22 @@ type part struct {
 type form struct {
 	ingress translate.Ingress
 	vhosts  map[translate.Door][]*routev3.VirtualHost
-	chains  []*listenerv3.FilterChain
+	chains  map[translate.Door][]*listenerv3.FilterChain
 	secrets []snapshot.Resource
 }
 
 // newForm builds ing's messages. It finds what Envoy would refuse, such as a
 // header name with a space, while it is still known whose it is.
-func newForm(ing translate.Ingress, httpsPort uint32, secure []*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
-	f := &form{ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets}
+func newForm(ing translate.Ingress, httpsPort uint32, secure map[translate.Door][]*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
+	f := &form{
+		ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets,
+		chains: map[translate.Door][]*listenerv3.FilterChain{},
+	}
 	for door, vhosts := range map[translate.Door][]translate.VirtualHost{
-		translate.External: ing.External,
-		translate.Secure:   ing.Secure,
-		translate.Internal: ing.Internal,
+		translate.External:       ing.External,
+		translate.Secure:         ing.Secure,
+		translate.Internal:       ing.Internal,
+		translate.InternalSecure: ing.InternalSecure,
 	} {
 		for _, vh := range vhosts {
 			built := build.VirtualHost(vh, httpsPort)
@@ -65,7 +69,7 @@ func newForm(ing translate.Ingress, httpsPort uint32, secure []*listenerv3.Filte
 		}
 	}
 	for _, c := range ing.Certificates {
-		f.chains = append(f.chains, build.Chain(c, secure))
+		f.chains[c.Door] = append(f.chains[c.Door], build.Chain(c, secure[c.Door]))
 	}
 	return f, nil
 }

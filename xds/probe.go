@@ -90,14 +90,11 @@ func (p *prober) all(ctx context.Context, host, hash string, probes []translate.
 }
 
 func (p *prober) one(ctx context.Context, host, hash string, probe translate.Probe) error {
-	client, scheme, address := p.client, "http", p.envoy.HTTPAddress
-	switch probe.Door {
-	case translate.Internal:
-		address = p.envoy.InternalAddress
-	case translate.Secure:
-		client, scheme, address = secure(p.client, probe.Host), "https", p.envoy.HTTPSAddress
+	client, scheme := p.client, "http"
+	if probe.Door.TLS() {
+		client, scheme = secure(p.client, probe.Host), "https"
 	}
-	address = reach(host, address)
+	address := reach(host, addresses(p.envoy)[probe.Door])
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+probe.Path, nil)
 	if err != nil {
 		return err

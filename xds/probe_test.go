@@ -127,7 +127,7 @@ func TestProveSaysTheSameAgain(t *testing.T) {
 	}))
 	defer srv.Close()
 	address := srv.Listener.Addr().String()
-	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "", "hash", translate.Probe{Host: "a.example.com", Path: "/healthz"})
+	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "", "hash", translate.Probe{Door: translate.External, Host: "a.example.com", Path: "/healthz"})
 	if want := "read " + address + ": read: connection reset by peer"; err == nil || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
 	}

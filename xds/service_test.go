@@ -233,10 +233,11 @@ func (b *bed) secretChanged(name string) {
 	b.put(func(c *changes) { c.secrets[types.NamespacedName{Namespace: namespace, Name: name}] = true })
 }
 
-// withTLS gives a KIngress a certificate for all its hosts.
-func withTLS(secret string) ingressOption {
+// withTLS gives a KIngress a certificate for the given hosts or, without any, for all
+// that it has.
+func withTLS(secret string, hosts ...string) ingressOption {
 	return func(i *v1alpha1.Ingress) {
-		i.Spec.TLS = append(i.Spec.TLS, v1alpha1.IngressTLS{SecretName: secret, SecretNamespace: namespace})
+		i.Spec.TLS = append(i.Spec.TLS, v1alpha1.IngressTLS{Hosts: hosts, SecretName: secret, SecretNamespace: namespace})
 	}
 }
 
@@ -349,6 +350,51 @@ func TestEnvoyServesTLS(t *testing.T) {
 		if !b.ingress("other").IsReady() {
 			t.Error("the other one isn't Ready any more")
 		}
+	})
+}
+
+// TestEnvoyServesClusterLocalTLS serves a KIngress as Knative writes it with
+// external-domain-tls and cluster-local-domain-tls.
+func TestEnvoyServesClusterLocalTLS(t *testing.T) {
+	b := newBed(t, "127.106.0")
+	b.cfg.Envoy.InternalHTTPSAddress = freeAddress(t)
+	b.addNode("node-a")
+	b.addRevision("sort-1", translateHTTP1)
+	const outside, inside = "sort.example.com", "sort.default.svc.cluster.local"
+	outer, outerKey := newCertificatePEM(t, outside)
+	inner, innerKey := newCertificatePEM(t, inside)
+	b.setSecret("outer", outer, outerKey)
+	b.setSecret("inner", inner, innerKey)
+	b.addIngressWith("sort", []ingressOption{withTLS("outer", outside), withTLS("inner", inside)},
+		rule("External", outside, path(to("sort-1"))), rule("Local", inside, path(to("sort-1"))))
+	b.startGateway()
+	startEnvoy(t, b.cfg)
+	b.waitReady("sort")
+
+	doors := map[string]string{outside: b.cfg.Envoy.HTTPSAddress, inside: b.cfg.Envoy.InternalHTTPSAddress}
+	chains := map[string][]byte{outside: outer, inside: inner}
+	for host, chain := range chains {
+		for of, address := range doors {
+			resp, err := tlsClient(t, address, host, chain).Get("https://" + host + "/")
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			if served := err == nil && resp.StatusCode == http.StatusOK; served != (of == host) {
+				t.Errorf("%s at the door of %s: served is %v, error %v", host, of, served, err)
+			}
+		}
+	}
+	if got := ask(t, b.cfg.Envoy.InternalAddress, inside, "/").status; got != http.StatusOK {
+		t.Errorf("%d by plain HTTP inside, want 200", got)
+	}
+
+	// Knative may turn it off again.
+	b.addIngressWith("sort", []ingressOption{withTLS("outer", outside)},
+		rule("External", outside, path(to("sort-1"))), rule("Local", inside, path(to("sort-1"))))
+	b.waitReady("sort")
+	b.until("no certificate inside", func() bool {
+		_, err := tlsClient(t, doors[inside], inside, inner).Get("https://" + inside + "/")
+		return err != nil
 	})
 }
 

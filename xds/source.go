@@ -92,12 +92,18 @@ func portsOf(svc *corev1.Service) []translate.Port {
 // portProtocol returns what a port speaks: by the names that Knative gives its
 // ports, or by Kubernetes' own word for it.
 func portProtocol(p corev1.ServicePort) translate.Protocol {
-	h2c := p.Name == networking.ServicePortNameH2C || p.Name == "h2c" ||
-		p.AppProtocol != nil && *p.AppProtocol == appProtocolH2C
-	if h2c {
-		return translate.H2C
+	app := ""
+	if p.AppProtocol != nil {
+		app = *p.AppProtocol
 	}
-	return translate.HTTP1
+	switch {
+	case p.Name == networking.ServicePortNameH2C, p.Name == "h2c", app == appProtocolH2C:
+		return translate.H2C
+	case p.Name == networking.ServicePortNameHTTPS, app == "https":
+		return translate.Encrypted
+	default:
+		return translate.HTTP1
+	}
 }
 
 // appProtocolH2C is from KEP-3726.

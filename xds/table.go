@@ -24,10 +24,10 @@ import (
 type table struct {
 	gateway translate.Gateway
 	envoy   config.Envoy
-	// fixed are the listeners that no KIngress changes, secure what is behind the
-	// other one.
+	// fixed are the listeners that no KIngress changes, secure what is behind each
+	// of the others.
 	fixed  snapshot.Set
-	secure []*listenerv3.Filter
+	secure map[translate.Door][]*listenerv3.Filter
 
 	parts map[types.NamespacedName]*part
 	// backends and certificates are what parts name, and nothing else.
@@ -78,9 +78,10 @@ func newTable(cfg config.Gateway) (*table, error) {
 			InternalAddress: reach("", cfg.Envoy.InternalAddress),
 			ExternalNames:   cfg.ExternalNames,
 			TLS:             cfg.Envoy.HTTPSAddress != "",
+			InternalTLS:     cfg.Envoy.InternalHTTPSAddress != "",
 		},
 		fixed:        snapshot.Set{},
-		secure:       build.Filters(translate.Secure, cfg.Envoy.AccessLog),
+		secure:       map[translate.Door][]*listenerv3.Filter{},
 		parts:        map[types.NamespacedName]*part{},
 		backends:     map[types.NamespacedName]known{},
 		certificates: map[types.NamespacedName]certificate{},
@@ -90,8 +91,16 @@ func newTable(cfg config.Gateway) (*table, error) {
 		clusters:     map[translate.Cluster]*destination{},
 		stale:        true, // even without KIngresses there are routes
 	}
-	for door, address := range map[translate.Door]string{translate.External: cfg.Envoy.HTTPAddress, translate.Internal: cfg.Envoy.InternalAddress} {
-		l, err := build.Listener(door, address, build.Filters(door, cfg.Envoy.AccessLog))
+	for door, address := range addresses(cfg.Envoy) {
+		filters := build.Filters(door, cfg.Envoy.AccessLog)
+		if door.TLS() {
+			t.secure[door] = filters
+			if _, err := build.SecureListener(door, address, filters, nil); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		l, err := build.Listener(door, address, filters)
 		if err != nil {
 			return nil, err
 		}
@@ -101,11 +110,20 @@ func newTable(cfg config.Gateway) (*table, error) {
 		}
 		t.fixed[r.Name] = r
 	}
-	if t.gateway.TLS {
-		_, err := build.SecureListener(cfg.Envoy.HTTPSAddress, t.secure, nil)
-		return t, err
-	}
 	return t, nil
+}
+
+// addresses returns where Envoy listens, by door. One without an address isn't
+// there.
+func addresses(e config.Envoy) map[translate.Door]string {
+	out := map[translate.Door]string{
+		translate.External:       e.HTTPAddress,
+		translate.Secure:         e.HTTPSAddress,
+		translate.Internal:       e.InternalAddress,
+		translate.InternalSecure: e.InternalHTTPSAddress,
+	}
+	maps.DeleteFunc(out, func(_ translate.Door, address string) bool { return address == "" })
+	return out
 }
 
 // setNodes replaces the wasm nodes and reports whether that changed anything.
@@ -357,12 +375,8 @@ func (t *table) admit() ([]*part, []types.NamespacedName) {
 }
 
 func (t *table) setRoutes(parts []*part) error {
-	doors := []translate.Door{translate.External, translate.Internal}
-	if t.gateway.TLS {
-		doors = append(doors, translate.Secure)
-	}
 	t.routes = snapshot.Set{}
-	for _, door := range doors {
+	for door := range addresses(t.envoy) {
 		var vhosts []*routev3.VirtualHost
 		for _, p := range parts {
 			vhosts = append(vhosts, p.served().vhosts[door]...)
@@ -378,28 +392,27 @@ func (t *table) setRoutes(parts []*part) error {
 
 // setListeners sets the listeners and the secrets that they use.
 func (t *table) setListeners(parts []*part) error {
-	t.secrets = snapshot.Set{}
-	if !t.gateway.TLS {
-		t.listeners = t.fixed
-		return nil
-	}
-	var chains []*listenerv3.FilterChain
+	t.secrets, t.listeners = snapshot.Set{}, maps.Clone(t.fixed)
 	for _, p := range parts {
-		chains = append(chains, p.served().chains...)
 		for _, r := range p.served().secrets {
 			t.secrets[r.Name] = r
 		}
 	}
-	l, err := build.SecureListener(t.envoy.HTTPSAddress, t.secure, chains)
-	if err != nil {
-		return err
+	for door, filters := range t.secure {
+		var chains []*listenerv3.FilterChain
+		for _, p := range parts {
+			chains = append(chains, p.served().chains[door]...)
+		}
+		l, err := build.SecureListener(door, addresses(t.envoy)[door], filters, chains)
+		if err != nil {
+			return err
+		}
+		r, err := snapshot.NewResource(l)
+		if err != nil {
+			return err
+		}
+		t.listeners[r.Name] = r
 	}
-	r, err := snapshot.NewResource(l)
-	if err != nil {
-		return err
-	}
-	t.listeners = maps.Clone(t.fixed)
-	t.listeners[r.Name] = r
 	return nil
 }
 

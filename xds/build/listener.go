@@ -41,11 +41,11 @@ func Listener(door translate.Door, address string, filters []*listenerv3.Filter)
 	}, nil
 }
 
-// SecureListener returns the listener for TLS on address, with the given filter
-// chains. Envoy changes filter chains in place: one that comes or goes drains no
+// SecureListener returns the listener of a door for TLS on address, with the given
+// filter chains. Envoy changes filter chains in place: one that comes or goes drains no
 // connection of another, and a Secret that is renewed changes none.
-func SecureListener(address string, filters []*listenerv3.Filter, chains []*listenerv3.FilterChain) (*listenerv3.Listener, error) {
-	out, err := Listener(translate.Secure, address, filters)
+func SecureListener(door translate.Door, address string, filters []*listenerv3.Filter, chains []*listenerv3.FilterChain) (*listenerv3.Listener, error) {
+	out, err := Listener(door, address, filters)
 	if err != nil {
 		return nil, err
 	}

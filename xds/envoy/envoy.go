@@ -245,7 +245,7 @@ func (s *Supervisor) drain(ended <-chan struct{}) {
 
 // busy reports whether Envoy has requests under way.
 func (s *Supervisor) busy(ctx context.Context) (bool, error) {
-	text, err := s.admin(ctx, http.MethodGet, "/stats?filter=^http\\.(external|external-tls|internal)\\.downstream_rq_active$")
+	text, err := s.admin(ctx, http.MethodGet, "/stats?filter=^http\\.(external|external-tls|internal|internal-tls)\\.downstream_rq_active$")
 	if err != nil {
 		return false, err
 	}

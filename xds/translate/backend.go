@@ -21,6 +21,8 @@ const (
 	H2C   Protocol = "h2c"
 	// AsClient is what the client of each request speaks.
 	AsClient Protocol = "as-client"
+	// Encrypted is whatever is inside TLS, which no cluster speaks.
+	Encrypted Protocol = "tls"
 )
 
 // Kind says where a cluster's addresses come from.
@@ -111,11 +113,13 @@ type Gateway struct {
 	InternalAddress string
 	// ExternalNames allows Services of type ExternalName to other hosts.
 	ExternalNames bool
-	// TLS says that there is a listener for it.
-	TLS bool
+	// TLS says that there is a listener for it, and InternalTLS the same for
+	// cluster-local hosts.
+	TLS, InternalTLS bool
 }
 
-// cluster returns the destination of one port of a Service.
+// cluster returns the destination of one port of a Service. Its error is a *Refusal
+// where there is the port, and it can't be served.
 func (g Gateway) cluster(service types.NamespacedName, b Backend, port intstr.IntOrString) (Cluster, error) {
 	c := Cluster{Namespace: service.Namespace, Service: service.Name}
 	if b.Revision != "" { // nodes serve all that their revisions speak at one port
@@ -128,6 +132,9 @@ func (g Gateway) cluster(service types.NamespacedName, b Backend, port intstr.In
 	p, ok := find(b.Ports, port)
 	if !ok {
 		return c, fmt.Errorf("backend service %s has no port %s", service.Name, port.String())
+	}
+	if p.Protocol == Encrypted {
+		return c, encrypted(service.Name, port)
 	}
 	c.Kind, c.Port, c.Protocol = Service, p.Name, p.Protocol
 	return c, nil
@@ -163,8 +170,15 @@ func (g Gateway) named(c Cluster, b Backend, port intstr.IntOrString) (Cluster, 
 	if !ok {
 		return c, fmt.Errorf("backend service %s has no port %s", c.Service, port.String())
 	}
+	if p.Protocol == Encrypted {
+		return c, encrypted(c.Service, port)
+	}
 	c.Kind, c.Address, c.Protocol = Name, net.JoinHostPort(host, strconv.Itoa(int(p.Number))), p.Protocol
 	return c, nil
+}
+
+func encrypted(service string, port intstr.IntOrString) *Refusal {
+	return refuse(ReasonNotSupported, "backend service %s speaks TLS at its port %s, which this gateway speaks to no backend; Knative leads there with system-internal-tls in config-network", service, port.String())
 }
 
 // outside reports whether host isn't plainly a way to what listens for Envoy's

@@ -15,25 +15,31 @@ func secret(ing *v1alpha1.Ingress, t v1alpha1.IngressTLS) types.NamespacedName {
 
 // checkTLS returns why ing's certificates can't be served.
 func checkTLS(ing *v1alpha1.Ingress, w World) *Refusal {
-	if len(ing.Spec.TLS) > 0 && !w.Gateway.TLS {
-		return refuse(ReasonNotSupported, "spec.tls is set, and the gateway's setting envoy.httpsAddress is empty")
-	}
+	external := len(hosts(ing, v1alpha1.IngressVisibilityExternalIP)) > 0
 	for i, t := range ing.Spec.TLS {
 		key := secret(ing, t)
 		if key.Namespace != ing.Namespace {
 			return refuse(ReasonInvalid, "spec.tls[%d].secretNamespace = %s, must be the ingress's own: %s", i, key.Namespace, ing.Namespace)
 		}
-		if h, ok := localHost(ing, t); ok {
-			return refuse(ReasonNotSupported, "spec.tls[%d].hosts has the cluster-local %s, and this gateway serves no TLS there: turn cluster-local-domain-tls off in config-network", i, h)
+		local, ok := localHost(ing, t)
+		if ok && !w.Gateway.InternalTLS {
+			return refuse(ReasonNotSupported, "spec.tls[%d].hosts has the cluster-local %s, and the gateway's setting envoy.internalHTTPSAddress is empty", i, local)
+		}
+		if !ok && external && !w.Gateway.TLS {
+			return refuse(ReasonNotSupported, "spec.tls[%d] is set, and the gateway's setting envoy.httpsAddress is empty", i)
 		}
 		if r := w.Certificate(key); r != nil {
 			return r
 		}
 	}
-	if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected && len(certificates(ing)) == 0 {
-		return refuse(ReasonNotSupported, "spec.httpOption = %s, and spec.tls has no certificate for any host to redirect to", ing.Spec.HTTPOption)
+	if redirects(ing) && external && !w.Gateway.TLS {
+		return refuse(ReasonNotSupported, "spec.httpOption = %s, and the gateway's setting envoy.httpsAddress is empty", ing.Spec.HTTPOption)
 	}
 	return nil
+}
+
+func redirects(ing *v1alpha1.Ingress) bool {
+	return ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected
 }
 
 // localHost returns the first of t's hosts that only cluster-local rules have.
@@ -61,15 +67,26 @@ func hosts(ing *v1alpha1.Ingress, v v1alpha1.IngressVisibility) []string {
 	return out
 }
 
-// certificates returns for each external host the first certificate of ing that
-// is for it. So a name that clients ask for is never more than ing's own hosts,
-// whatever a certificate covers.
-func certificates(ing *v1alpha1.Ingress) []Certificate {
+// certificates returns for each host the first certificate of ing that is for it,
+// at the door by which the host is reached. So a name that clients ask for is never
+// more than ing's own hosts, whatever a certificate covers.
+func certificates(ing *v1alpha1.Ingress, g Gateway) []Certificate {
+	var out []Certificate
+	if g.TLS {
+		out = append(out, certificatesAt(Secure, ing, v1alpha1.IngressVisibilityExternalIP)...)
+	}
+	if g.InternalTLS {
+		out = append(out, certificatesAt(InternalSecure, ing, v1alpha1.IngressVisibilityClusterLocal)...)
+	}
+	return out
+}
+
+func certificatesAt(d Door, ing *v1alpha1.Ingress, v v1alpha1.IngressVisibility) []Certificate {
 	taken := map[string]bool{}
 	var out []Certificate
 	for _, t := range ing.Spec.TLS {
-		c := Certificate{Secret: secret(ing, t)}
-		for _, h := range hosts(ing, v1alpha1.IngressVisibilityExternalIP) {
+		c := Certificate{Door: d, Secret: secret(ing, t)}
+		for _, h := range hosts(ing, v) {
 			if !taken[h] && covers(t.Hosts, h) {
 				taken[h] = true
 				c.Hosts = append(c.Hosts, h)
@@ -78,6 +95,15 @@ func certificates(ing *v1alpha1.Ingress) []Certificate {
 		if len(c.Hosts) > 0 {
 			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// doors returns the doors that certificates are for.
+func doors(certificates []Certificate) map[Door]bool {
+	out := map[Door]bool{}
+	for _, c := range certificates {
+		out[c.Door] = true
 	}
 	return out
 }

@@ -11,6 +11,7 @@ package translate
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -65,6 +66,7 @@ type VirtualHost struct {
 // Certificate is what a TLS connection is served with, by the name that its
 // client asks for.
 type Certificate struct {
+	Door   Door                 `json:"door"`
 	Hosts  []string             `json:"hosts"`
 	Secret types.NamespacedName `json:"secret"`
 }
@@ -77,7 +79,12 @@ const (
 	External Door = "external"
 	Secure   Door = "external-tls"
 	Internal Door = "internal"
+	// InternalSecure takes cluster-local hosts by TLS.
+	InternalSecure Door = "internal-tls"
 )
+
+// TLS reports whether connections at the door are encrypted.
+func (d Door) TLS() bool { return d == Secure || d == InternalSecure }
 
 // Probe is a request that a proxy answers with Ingress.Hash in K-Network-Hash
 // once it has the KIngress.
@@ -98,10 +105,11 @@ type Ingress struct {
 	// External, Secure and Internal are what comes in by each door. Hosts that
 	// are reachable from outside are also reachable from inside, never the
 	// reverse. Internal has all of them.
-	External []VirtualHost `json:"external,omitempty"`
-	Secure   []VirtualHost `json:"secure,omitempty"`
-	Internal []VirtualHost `json:"internal,omitempty"`
-	// Certificates are those of Secure's hosts.
+	External       []VirtualHost `json:"external,omitempty"`
+	Secure         []VirtualHost `json:"secure,omitempty"`
+	Internal       []VirtualHost `json:"internal,omitempty"`
+	InternalSecure []VirtualHost `json:"internalSecure,omitempty"`
+	// Certificates are those of the hosts of Secure and InternalSecure.
 	Certificates []Certificate `json:"certificates,omitempty"`
 	// Probes prove the KIngress, one for each door that it has.
 	Probes []Probe `json:"probes,omitempty"`
@@ -175,32 +183,37 @@ func Translate(ing *v1alpha1.Ingress, w World) (Ingress, *Refusal) {
 	if refusal != nil {
 		return Ingress{}, refusal
 	}
-	certificates := certificates(ing)
+	certificates := certificates(ing, w.Gateway)
 	probes := probes(ing, clusters, certificates)
 	hash, err := ingress.InsertProbe(ing)
 	if err != nil {
 		return Ingress{}, refuse(ReasonInvalid, "%v", err)
 	}
 	out := Ingress{Hash: hash, Probes: probes, Certificates: certificates}
-	var external, secure, internal listener
+	secured := doors(certificates)
+	var external, secure, internal, internalSecure listener
 	for i, rule := range ing.Spec.Rules {
 		vh := VirtualHost{
 			Name:   fmt.Sprintf("%s/%s/%d", ing.Namespace, ing.Name, i),
 			Routes: routes(rule.HTTP.Paths, clusters, hash),
 		}
 		internal.add(vh, rule.Hosts)
+		if secured[InternalSecure] {
+			internalSecure.add(vh, rule.Hosts)
+		}
 		if rule.Visibility != v1alpha1.IngressVisibilityExternalIP {
 			continue
 		}
-		if len(certificates) > 0 {
+		if secured[Secure] {
 			secure.add(vh, rule.Hosts)
 		}
-		if ing.Spec.HTTPOption == v1alpha1.HTTPOptionRedirected {
+		if redirects(ing) {
 			vh.Routes = redirected(vh.Routes)
 		}
 		external.add(vh, rule.Hosts)
 	}
-	out.External, out.Secure, out.Internal = external.vhosts, secure.vhosts, internal.vhosts
+	out.External, out.Secure = external.vhosts, secure.vhosts
+	out.Internal, out.InternalSecure = internal.vhosts, internalSecure.vhosts
 	return out, nil
 }
 
@@ -312,6 +325,9 @@ func resolve(ing *v1alpha1.Ingress, w World) (destinations, *Refusal) {
 					continue
 				}
 				c, err := w.Gateway.cluster(to.service, b, to.port)
+				if r := (*Refusal)(nil); errors.As(err, &r) {
+					return nil, r
+				}
 				if err != nil {
 					return nil, refuse(ReasonNoBackend, "%v", err)
 				}
@@ -357,25 +373,44 @@ func isProbe(p v1alpha1.HTTPIngressPath) bool {
 // probes returns one probe for each door of ing, by the most general path of the
 // first rule there.
 func probes(ing *v1alpha1.Ingress, to destinations, certificates []Certificate) []Probe {
-	var external, secure, internal []Probe
-	for _, rule := range ing.Spec.Rules {
-		p := probe(rule, to)
-		if rule.Visibility != v1alpha1.IngressVisibilityExternalIP {
-			p.Door = Internal
-			internal = append(internal, p)
-			continue
-		}
-		p.Door = External
-		external = append(external, p)
-		if len(certificates) > 0 {
-			// A name that has a certificate, which rule's first need not have.
-			p.Door, p.Host = Secure, certificates[0].Hosts[0]
-			if slices.ContainsFunc(rule.Hosts, func(h string) bool { return strings.ToLower(h) == p.Host }) {
-				secure = append(secure, p)
-			}
+	byDoor := map[Door]Probe{}
+	first := func(d Door, p Probe) {
+		if _, ok := byDoor[d]; !ok {
+			p.Door = d
+			byDoor[d] = p
 		}
 	}
-	return slices.Concat(external[:min(1, len(external))], secure[:min(1, len(secure))], internal[:min(1, len(internal))])
+	for _, rule := range ing.Spec.Rules {
+		plain, secure := External, Secure
+		if rule.Visibility != v1alpha1.IngressVisibilityExternalIP {
+			plain, secure = Internal, InternalSecure
+		}
+		p := probe(rule, to)
+		first(plain, p)
+		// A name that has a certificate, which rule's first need not have.
+		if host, ok := certified(certificates, secure, rule.Hosts); ok {
+			p.Host = host
+			first(secure, p)
+		}
+	}
+	var out []Probe
+	for _, d := range []Door{External, Secure, Internal, InternalSecure} {
+		if p, ok := byDoor[d]; ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// certified returns the first of hosts for which there is a certificate at a door.
+func certified(certificates []Certificate, d Door, hosts []string) (string, bool) {
+	for _, h := range hosts {
+		h = strings.ToLower(h)
+		if slices.ContainsFunc(certificates, func(c Certificate) bool { return c.Door == d && slices.Contains(c.Hosts, h) }) {
+			return h, true
+		}
+	}
+	return "", false
 }
 
 func probe(rule v1alpha1.IngressRule, to destinations) Probe {

@@ -79,7 +79,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- define "wisp.gatewaySettings" -}}
 {{- $own := dict
   "healthAddress" "0.0.0.0:9450"
-  "envoy" (dict "httpAddress" "0.0.0.0:8080" "httpsAddress" "0.0.0.0:8443" "internalAddress" "0.0.0.0:8081")
+  "envoy" (dict "httpAddress" "0.0.0.0:8080" "httpsAddress" "0.0.0.0:8443" "internalAddress" "0.0.0.0:8081" "internalHTTPSAddress" "0.0.0.0:8444")
   "externalDomain" (printf "wisp-gateway.%s.svc.cluster.local" .Release.Namespace)
   "internalDomain" (printf "wisp-gateway-internal.%s.svc.cluster.local" .Release.Namespace)
   "leaseNamespace" .Release.Namespace -}}
