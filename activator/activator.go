@@ -225,7 +225,7 @@ func (a *Activator) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for requests on %s: %w", a.cfg.Addr, err)
 	}
-	srv := newServer(a, a.cfg.Log)
+	srv := a.NewServer(a)
 
 	// Not ended by ctx: a request that is drained may wait for its start.
 	starts, stopStarts := context.WithCancel(context.WithoutCancel(ctx))
@@ -267,10 +267,10 @@ func (a *Activator) drain(ctx context.Context, srv *http.Server) error {
 	return nil
 }
 
-// newServer bounds what a peer can hold open: headers in time and size, idle
-// connections. Bodies are bounded in time by ServeHTTP, in size by the
-// function's ABI.
-func newServer(h http.Handler, log *zap.SugaredLogger) *http.Server {
+// NewServer returns a server of h, for HTTP/1.1 and h2c, that bounds what a peer
+// can hold open: headers in time and size, idle connections. Bodies are bounded in
+// time by the Activator's handlers, in size by the function's ABI.
+func (a *Activator) NewServer(h http.Handler) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -282,7 +282,7 @@ func newServer(h http.Handler, log *zap.SugaredLogger) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		HTTP2:             &http.HTTP2Config{MaxReceiveBufferPerStream: streamBuffer},
 		// What peers do wrong, they could do without end.
-		ErrorLog: stdlog.New(&zapio.Writer{Log: log.Desugar(), Level: zap.DebugLevel}, "", 0),
+		ErrorLog: stdlog.New(&zapio.Writer{Log: a.cfg.Log.Desugar(), Level: zap.DebugLevel}, "", 0),
 	}
 }
 

@@ -493,6 +493,73 @@ func TestRunSaysThatTheAddressIsTaken(t *testing.T) {
 	}
 }
 
+// TestPod is about requests that come to the address of a pod.
+func TestPod(t *testing.T) {
+	b := start(t, func(c *Config) {
+		c.Revisions = revisionSet{sortKey: {NamespacedName: sortKey, UID: "u1", Concurrency: 1, Timeout: 10 * time.Second}}
+	})
+	answer := func(name string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get(knativeactivator.RevisionHeaderName) != "" {
+				t.Error("the function sees whose it is")
+			}
+			if r.URL.Path == "/block" {
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return
+			}
+			_, _ = io.WriteString(w, name)
+		})
+	}
+	b.Add(sortKey, "a", 1, answer("a"))
+	b.Add(sortKey, "b", 1, answer("b"))
+	front := httptest.NewServer(b.Pod(sortKey, "b"))
+	defer front.Close()
+	ask := func(path string, header ...string) *http.Response {
+		t.Helper()
+		r := b.request(t, append([]string{knativeactivator.RevisionHeaderName, "", knativeactivator.RevisionHeaderNamespace, ""}, header...)...)
+		var err error
+		if r.URL, err = r.URL.Parse(front.URL + path); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	text := func(resp *http.Response) string {
+		t.Helper()
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	for range 3 {
+		if got := text(ask("/")); got != "b" {
+			t.Errorf("got %q, want the pod's own answer", got)
+		}
+	}
+	if got := text(ask("/", knativeactivator.RevisionHeaderName, "another", knativeactivator.RevisionHeaderNamespace, "one")); got != "b" {
+		t.Errorf("got %q for another revision, want the pod's own answer", got)
+	}
+	if got := text(ask("/", netheader.ProxyKey, knativeactivator.Name)); got != "b" {
+		t.Errorf("got %q by Knative's activator, want the pod's own answer", got)
+	}
+	blocking := ask("/block") // b is busy
+	named := []string{knativeactivator.RevisionHeaderName, sortKey.Name, knativeactivator.RevisionHeaderNamespace, sortKey.Namespace}
+	if got := text(ask("/", named...)); got != "a" {
+		t.Errorf("got %q by a gateway, want whichever is free", got)
+	}
+	b.Remove(sortKey, "b")
+	if got := text(ask("/")); got != "a" {
+		t.Errorf("got %q from a pod that ends, want another's answer", got)
+	}
+	blocking.Body.Close()
+}
+
 func TestForgottenRevisionKeepsNothing(t *testing.T) {
 	b := start(t)
 	b.Add(sortKey, "pod", 0, nothing)

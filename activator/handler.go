@@ -23,6 +23,27 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request names no revision: call the function through the gateway", http.StatusNotFound)
 		return
 	}
+	a.admit(w, r, key, "")
+}
+
+// Pod returns the handler of what comes straight to the address of a pod, whose id
+// Add was given. A request waits for that pod, as one of at most ten times its
+// concurrency; once the pod takes none any more it goes where any request of the
+// revision goes. So does what a gateway has sent: it names the revision and means
+// no pod of it. What a request says of another revision is not heard.
+func (a *Activator) Pod(revision types.NamespacedName, id types.UID) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		pod := id
+		if identity(r) == revision && r.Header.Get(netheader.ProxyKey) == "" {
+			pod = ""
+		}
+		a.admit(w, r, revision, pod)
+	})
+}
+
+// admit counts the request and serves it: by the function pod alone, unless that
+// is empty.
+func (a *Activator) admit(w http.ResponseWriter, r *http.Request, key types.NamespacedName, pod types.UID) {
 	revision, ok := a.cfg.Revisions.Get(key)
 	if !ok {
 		http.Error(w, "revision "+key.String()+" does not exist", http.StatusNotFound)
@@ -39,13 +60,15 @@ func (a *Activator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithDeadline(r.Context(), deadline)
 	defer cancel()
 	defer bound(w, deadline.Add(lastWords))()
-	a.serve(w, r.WithContext(ctx), call{revision: revision, entry: e, local: sent})
+	a.serve(w, r.WithContext(ctx), call{revision: revision, entry: e, pod: pod, local: sent})
 }
 
 // call is a request's way through the node.
 type call struct {
 	revision Revision
 	entry    *entry
+	// pod is the only function that may take it, empty for any.
+	pod types.UID
 	// local is whether only functions of this node may take it.
 	local bool
 	// stay is whether it waits here rather than start its revision elsewhere.
@@ -103,6 +126,12 @@ func bound(w http.ResponseWriter, at time.Time) func() {
 // started: here, or on another node if this one may not.
 func (a *Activator) slot(r *http.Request, c call) (*target, error) {
 	s := c.entry.slots
+	if c.pod != "" {
+		t, err := a.slotOf(r, c)
+		if !errors.Is(err, errGone) {
+			return t, err
+		}
+	}
 	if t := s.try(c.local); t != nil {
 		return t, nil
 	}
@@ -117,6 +146,13 @@ func (a *Activator) slot(r *http.Request, c call) (*target, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), a.cfg.QueueTimeout)
 	defer cancel()
 	return s.wait(ctx, c.local, held(r), func() { a.activate(c.revision, c.entry) })
+}
+
+// slotOf takes a slot of the function that the request came to.
+func (a *Activator) slotOf(r *http.Request, c call) (*target, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), a.cfg.QueueTimeout)
+	defer cancel()
+	return c.entry.slots.waitFor(ctx, c.pod, held(r))
 }
 
 // sendOn returns the node that starts the revision in this one's place, nil if

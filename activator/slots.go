@@ -12,16 +12,25 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// errQueueFull says that as many requests wait for a slot as may.
-var errQueueFull = errors.New("too many requests wait for the revision")
+var (
+	// errQueueFull says that as many requests wait for a slot as may.
+	errQueueFull = errors.New("too many requests wait for the revision")
+	// errGone says that the function is none, or no longer.
+	errGone = errors.New("the function takes no requests")
+)
+
+// ownDepth is how many requests may wait for one function by itself, for each
+// that it takes at a time, as in Knative's queue-proxy (serving
+// pkg/queue/sharedmain/main.go).
+const ownDepth = 10
 
 // slots hands out one revision's places for requests: each target has as many
 // as its concurrency allows. A target on this node comes before one elsewhere.
 // Who finds none waits in line, first come first served.
 //
-// A request that another node has sent may use targets of this node only. So
-// there are two lines, and a slot goes to whoever came first of those who may
-// use it.
+// A request that another node has sent may use targets of this node only, and one
+// that came straight to a pod only that pod's. So there are several lines, and a
+// slot goes to whoever came first of those who may use it.
 type slots struct {
 	limits queueLimits
 
@@ -54,6 +63,7 @@ type target struct {
 	// Guarded by slots.mu.
 	inFlight int
 	removed  bool
+	own      list.List // of *waiter, who may use this target only
 	// notBefore is when a node that could not be reached is tried again.
 	notBefore time.Time
 }
@@ -62,7 +72,7 @@ type target struct {
 type waiter struct {
 	arrival uint64
 	bytes   int64
-	grant   chan *target // with room for its one grant
+	grant   chan *target // with room for its one grant; nil: errGone
 }
 
 // idle notes the end of the last request of a removed target.
@@ -101,32 +111,66 @@ func (s *slots) wait(ctx context.Context, local bool, bytes int64, cold func()) 
 		return nil, errQueueFull
 	}
 	line := s.line(local)
-	s.arrivals++
-	w := &waiter{arrival: s.arrivals, bytes: bytes, grant: make(chan *target, 1)}
-	place := line.PushBack(w)
-	s.held += bytes
+	place := s.stand(line, bytes)
 	s.grant(time.Now())
-	isCold := len(w.grant) == 0 && s.isCold(local, time.Now())
+	isCold := len(place.Value.(*waiter).grant) == 0 && s.isCold(local, time.Now())
 	s.mu.Unlock()
 	if isCold {
 		cold()
 	}
+	return s.await(ctx, line, place)
+}
 
+// waitFor takes a slot of one function, waiting for it until ctx ends. It fails
+// with errQueueFull or errGone, or with ctx's error.
+func (s *slots) waitFor(ctx context.Context, id types.UID, bytes int64) (*target, error) {
+	s.mu.Lock()
+	i := s.index(id)
+	if i < 0 {
+		s.mu.Unlock()
+		return nil, errGone
+	}
+	t := s.targets[i]
+	if t.free() { // then nobody waits whom it would serve
+		t.inFlight++
+		s.mu.Unlock()
+		return t, nil
+	}
+	if t.own.Len() >= ownDepth*t.concurrency || (s.held > 0 && s.held+bytes > s.limits.bytes) {
+		s.mu.Unlock()
+		return nil, errQueueFull
+	}
+	place := s.stand(&t.own, bytes)
+	s.mu.Unlock()
+	return s.await(ctx, &t.own, place)
+}
+
+// await waits at a place in line.
+func (s *slots) await(ctx context.Context, line *list.List, place *list.Element) (*target, error) {
+	w := place.Value.(*waiter)
 	select {
 	case t := <-w.grant:
-		return t, nil
+		return granted(t)
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case t := <-w.grant: // granted in the same moment: the slot is someone else's now
-		s.giveBack(t)
+		if t != nil {
+			s.giveBack(t)
+		}
 	default:
-		line.Remove(place)
-		s.held -= bytes
+		s.leave(line, place)
 	}
 	return nil, ctx.Err()
+}
+
+func granted(t *target) (*target, error) {
+	if t == nil {
+		return nil, errGone
+	}
+	return t, nil
 }
 
 // release gives back a slot that try or wait took.
@@ -215,7 +259,7 @@ func (s *slots) cold(local bool) bool {
 type occupancy struct {
 	targets int // on this node
 	pods    int // targets that are, or have, Pods
-	waiting int
+	waiting int // for no function by itself
 }
 
 func (s *slots) occupancy() occupancy {
@@ -270,33 +314,62 @@ func (s *slots) giveBack(t *target) {
 	s.grant(time.Now())
 }
 
+// stand puts a request at the end of a line.
+func (s *slots) stand(line *list.List, bytes int64) *list.Element {
+	s.arrivals++
+	s.held += bytes
+	return line.PushBack(&waiter{arrival: s.arrivals, bytes: bytes, grant: make(chan *target, 1)})
+}
+
+// leave takes a request out of its line.
+func (s *slots) leave(line *list.List, place *list.Element) *waiter {
+	w := line.Remove(place).(*waiter)
+	s.held -= w.bytes
+	return w
+}
+
 // grant gives free slots to those who wait, in order.
 func (s *slots) grant(now time.Time) {
-	for s.waiting() > 0 {
-		line := s.first()
-		t := take(s.targets, time.Time{})
-		if t == nil {
-			line = &s.anywhere
-			if line.Len() > 0 {
-				t = take(s.elsewhere, now)
-			}
-		}
+	for {
+		line, t := s.next(now)
 		if t == nil {
 			return
 		}
-		w := line.Remove(line.Front()).(*waiter)
-		s.held -= w.bytes
-		w.grant <- t
+		s.leave(line, line.Front()).grant <- t
 	}
 }
 
-// first returns the line whose first waiter came before the other's.
-func (s *slots) first() *list.List {
-	a, b := s.here.Front(), s.anywhere.Front()
-	if b == nil || (a != nil && a.Value.(*waiter).arrival < b.Value.(*waiter).arrival) {
-		return &s.here
+// next returns the line whose first waiter is next, with a slot taken for it; nil
+// if there is none for anybody.
+func (s *slots) next(now time.Time) (*list.List, *target) {
+	line := &s.here
+	if before(&s.anywhere, line) {
+		line = &s.anywhere
 	}
-	return &s.anywhere
+	for _, t := range s.targets {
+		if t.free() && before(&t.own, line) {
+			t.inFlight++
+			return &t.own, t
+		}
+	}
+	if line.Len() == 0 {
+		return nil, nil
+	}
+	if t := take(s.targets, time.Time{}); t != nil {
+		return line, t
+	}
+	if s.anywhere.Len() == 0 {
+		return nil, nil
+	}
+	return &s.anywhere, take(s.elsewhere, now)
+}
+
+// before is whether the first waiter of a line came before that of another.
+func before(a, b *list.List) bool {
+	if a.Len() == 0 || b.Len() == 0 {
+		return a.Len() > 0
+	}
+	return a.Front().Value.(*waiter).arrival < b.Front().Value.(*waiter).arrival
 }
 
 func (s *slots) index(id types.UID) int {
@@ -314,6 +387,9 @@ func (s *slots) drop(id types.UID) <-chan struct{} {
 	s.targets = slices.Delete(s.targets, i, i+1)
 	t.removed = true
 	t.idle()
+	for t.own.Len() > 0 {
+		s.leave(&t.own, t.own.Front()).grant <- nil
+	}
 	return t.drained
 }
 

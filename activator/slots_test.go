@@ -269,6 +269,80 @@ func TestSlotsLines(t *testing.T) {
 	})
 }
 
+// TestSlotsOfOneFunction is about requests that only one function may take.
+func TestSlotsOfOneFunction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(queueLimits{depth: 100, bytes: 1 << 20})
+		if _, err := s.waitFor(t.Context(), "a", 1); !errors.Is(err, errGone) {
+			t.Errorf("got %v for a function that isn't there, want errGone", err)
+		}
+		s.add("a", 1, nothing, false)
+		s.add("b", 1, nothing, false)
+		a, err := s.waitFor(t.Context(), "a", 1)
+		if err != nil || a.id != "a" {
+			t.Fatalf("got %+v, %v, want a slot of a", a, err)
+		}
+		b := s.try(false) // b's, which is the only one left
+
+		outcomes := make(chan string, 2*ownDepth)
+		queue := func(name string, wait func() (*target, error)) {
+			go func() {
+				got, err := wait()
+				if err != nil {
+					outcomes <- name + ": " + err.Error()
+					return
+				}
+				outcomes <- name + " has " + string(got.id)
+			}()
+			synctest.Wait()
+		}
+		expect := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case got := <-outcomes:
+				if got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			default:
+				t.Errorf("nothing happened, want %q", want)
+			}
+		}
+		ofA := func() (*target, error) { return s.waitFor(t.Context(), "a", 1) }
+		anyone := func() (*target, error) { return s.wait(t.Context(), false, 1, func() {}) }
+		queue("1", ofA)
+		queue("2", anyone)
+		queue("3", ofA)
+		s.release(b)
+		expect("2 has b") // past who came first, and may not go there
+		s.release(a)
+		expect("1 has a")
+		queue("4", anyone)
+		s.release(a)
+		expect("3 has a") // it came before 4
+		s.release(a)
+		expect("4 has a")
+
+		ctx, cancel := context.WithCancel(t.Context())
+		for range ownDepth {
+			queue("5", func() (*target, error) { return s.waitFor(ctx, "a", 1) })
+		}
+		if _, err := s.waitFor(t.Context(), "a", 1); !errors.Is(err, errQueueFull) {
+			t.Errorf("got %v behind %d others, want errQueueFull", err, ownDepth)
+		}
+		cancel()
+		for range ownDepth {
+			expect("5: " + context.Canceled.Error())
+		}
+		queue("6", ofA)
+		s.remove("a")
+		expect("6: " + errGone.Error())
+		if s.held != 0 {
+			t.Errorf("%d bytes are held by nobody", s.held)
+		}
+	})
+}
+
 func TestSlotsBoundWhatWaitersHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlots(queueLimits{depth: 10, bytes: 100})

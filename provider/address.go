@@ -3,12 +3,11 @@ package provider
 import (
 	"context"
 	"net"
+	"net/http"
 	"net/netip"
-	"strconv"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	"knative.dev/serving/pkg/networking"
 
 	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
@@ -72,20 +71,47 @@ func (p *pod) facts() podspec.Facts {
 	return facts
 }
 
+// address returns the pod's own address, which is not valid if it has none.
+func (c *container) address() netip.Addr {
+	c.pod.mu.Lock()
+	defer c.pod.mu.Unlock()
+	return c.pod.address
+}
+
 // expose listens for the function at the pod's own address, if it has one: on
-// the ports that the container declares, and on that of Knative's proxy, whose
+// the ports that the container declares, and on those of Knative's proxy, whose
 // part the node plays.
 func (c *container) expose(f *function) error {
-	c.pod.mu.Lock()
-	addr := c.pod.address
-	c.pod.mu.Unlock()
+	addr := c.address()
 	if !addr.IsValid() {
 		return nil
 	}
-	for port, dial := range c.ports(f) {
-		p, err := podnet.Listen(netip.AddrPortFrom(addr, port), dial)
+	err := c.listen(f, addr)
+	if err != nil {
+		f.conceal(c.pod.killed)
+	}
+	return err
+}
+
+func (c *container) listen(f *function, addr netip.Addr) error {
+	handlers := map[uint16]http.Handler{}
+	if c.serves {
+		router := c.pod.provider.cfg.Router
+		handlers = f.front.Ports(router.Pod(c.pods.Revision, f.target), f.podMetrics)
+		for number, h := range handlers {
+			s, err := podnet.Serve(netip.AddrPortFrom(addr, number), router.NewServer(h))
+			if err != nil {
+				return err
+			}
+			f.ports = append(f.ports, s)
+		}
+	}
+	for number, dial := range c.declared(f) {
+		if handlers[number] != nil {
+			continue // Knative's: the webhook lets no revision declare it
+		}
+		p, err := podnet.Listen(netip.AddrPortFrom(addr, number), dial)
 		if err != nil {
-			f.conceal(c.pod.killed)
 			return err
 		}
 		f.ports = append(f.ports, p)
@@ -93,17 +119,13 @@ func (c *container) expose(f *function) error {
 	return nil
 }
 
-func (c *container) ports(f *function) map[uint16]podnet.Dial {
+// declared are the ports that the container declares, on which its guest may
+// listen.
+func (c *container) declared(f *function) map[uint16]podnet.Dial {
 	ports := map[uint16]podnet.Dial{}
 	for _, p := range c.spec.Ports {
 		if p.Protocol == corev1.ProtocolTCP || p.Protocol == "" {
 			ports[uint16(p.ContainerPort)] = func(ctx context.Context) (net.Conn, error) { return f.Dial(ctx, int(p.ContainerPort)) }
-		}
-	}
-	if c.serves {
-		proxy := net.JoinHostPort(c.pod.provider.cfg.Node.Address, strconv.Itoa(networking.BackendHTTPPort))
-		ports[networking.BackendHTTPPort] = func(ctx context.Context) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", proxy)
 		}
 	}
 	return ports

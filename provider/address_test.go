@@ -4,12 +4,15 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	scaling "knative.dev/serving/pkg/autoscaler/metrics"
 
 	"github.com/wisp-serving/wisp/config"
 )
@@ -58,45 +61,69 @@ func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
 	}
 }
 
-// TestPodAnswersAtItsOwnAddress shows that requests to Knative's port of a pod's
-// own address reach the node's request path, for as long as the pod is there.
+// TestPodAnswersAtItsOwnAddress shows that a revision's pod answers on each port of
+// Knative's proxy, for as long as it is there.
 func TestPodAnswersAtItsOwnAddress(t *testing.T) {
 	s := newStandWith(t, withPodNetwork)
-	node, err := net.Listen("tcp", "127.9.7.1:8012")
-	if err != nil {
-		t.Fatal(err)
-	}
-	answered := make(chan struct{})
-	go func() {
-		defer close(answered)
-		conn, err := node.Accept()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer conn.Close()
-		if _, err := io.WriteString(conn, "the node"); err != nil {
-			t.Error(err)
-		}
-	}()
 	pod := s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand))
 	s.create(t, pod)
 	s.awaitReady(t, "sort")
-	at := net.JoinHostPort(s.podIP(t, "sort"), "8012")
-	conn, err := net.Dial("tcp", at)
-	if err != nil {
-		t.Fatal(err)
+	ip := s.podIP(t, "sort")
+	h2c := &http.Transport{Protocols: new(http.Protocols)}
+	h2c.Protocols.SetUnencryptedHTTP2(true)
+	ask := func(rt http.RoundTripper, method, at string, header ...string) (int, string, http.Header) {
+		r, err := http.NewRequestWithContext(t.Context(), method, "http://"+ip+at, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		resp, err := rt.RoundTrip(r)
+		if err != nil {
+			t.Fatalf("%s: %v", at, err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body), resp.Header
 	}
-	if got, err := io.ReadAll(conn); string(got) != "the node" || err != nil {
-		t.Errorf("got %q, %v at the pod's address", got, err)
+	h1 := &http.Transport{DisableKeepAlives: true}
+	for _, at := range []string{":8012/", ":8013/"} {
+		for _, rt := range []http.RoundTripper{h1, h2c} {
+			if status, body, _ := ask(rt, http.MethodPost, at); status != http.StatusOK {
+				t.Errorf("%s: got %d %q, want 200", at, status, body)
+			}
+			if status, body, _ := ask(rt, http.MethodGet, at+"healthz", "K-Network-Probe", "queue"); status != http.StatusOK || body != "queue" {
+				t.Errorf("a probe of %s: got %d %q, want queue", at, status, body)
+			}
+		}
 	}
-	conn.Close()
-	<-answered
-	node.Close()
-
+	h2c.CloseIdleConnections()
+	_, scraped, header := ask(h1, http.MethodGet, ":9090/metrics")
+	var stat scaling.Stat
+	if err := stat.Unmarshal([]byte(scraped)); err != nil || stat.PodName != "sort" || header.Get("Content-Type") != "application/protobuf" {
+		t.Errorf("port 9090: got %+v, %v, want the pod's stat", &stat, err)
+	}
+	if _, body, _ := ask(h1, http.MethodGet, ":9091/metrics"); body != "metrics" {
+		t.Errorf("port 9091: got %q, want the pod's metrics", body)
+	}
+	drained := make(chan int, 1)
+	go func() {
+		status, _, _ := ask(h1, http.MethodGet, ":8022/wait-for-drain")
+		drained <- status
+	}()
 	s.markDeleted(t, pod)
+	if status := <-drained; status != http.StatusOK {
+		t.Errorf("wait-for-drain: got %d, want 200", status)
+	}
 	s.awaitGone(t, "sort")
-	if _, err := net.Dial("tcp", at); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("got %v from the address of a pod that is gone, want that nobody listens", err)
+	for _, port := range []string{"8012", "8013", "8022", "9090", "9091"} {
+		if _, err := net.Dial("tcp", net.JoinHostPort(ip, port)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("port %s: got %v from the address of a pod that is gone, want that nobody listens", port, err)
+		}
 	}
 }

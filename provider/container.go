@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,7 +18,6 @@ import (
 
 	"github.com/wisp-serving/wisp/provider/podlife"
 	"github.com/wisp-serving/wisp/provider/podlog"
-	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
@@ -66,8 +66,17 @@ type function struct {
 	front      *queueproxy.Proxy
 	routed     bool
 	requestLog *podlog.Writer // nil without one
-	// ports are what listens for it at the pod's own address.
-	ports []*podnet.Port
+	// ports are what listens for it at the pod's own address, and podMetrics answers
+	// scrapes there; nil without one.
+	ports      []port
+	podMetrics http.Handler
+}
+
+// port is what listens at a pod's own address.
+type port interface {
+	// Close takes no more connections, and lets those that there are end until ctx
+	// does.
+	Close(ctx context.Context)
 }
 
 // used returns the CPU time that the function has taken so far and the memory
@@ -144,6 +153,9 @@ func (c *container) adopt(ctx context.Context) *function {
 		return nil
 	}
 	f.log, f.routed = log, true
+	if err := c.setFront(f); err != nil { // a request log that can't be written
+		c.event(corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
+	}
 	c.event(corev1.EventTypeNormal, "Started", "Adopted the function that was started ahead of this pod")
 	if err := c.expose(f); err != nil { // its requests come by the node's own address too
 		c.event(corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
@@ -240,7 +252,8 @@ func (c *container) discard(ctx context.Context, f *function) error {
 	return f.Close(ctx)
 }
 
-// setFront puts Knative's proxy before a revision's function.
+// setFront puts Knative's proxy before a revision's function, or makes the one of a
+// function that has run ahead of its pod the pod's.
 func (c *container) setFront(f *function) error {
 	var log io.Writer
 	if c.pods.Proxy.RequestLog != "" {
@@ -250,12 +263,23 @@ func (c *container) setFront(f *function) error {
 		}
 		f.requestLog, log = w, w.Stream("stdout")
 	}
-	ready := (&watcher{container: c, f: f}).asked
-	if f.requests {
-		ready = nil
+	cfg := frontConfig(c.pods, f, c.pod.facts().PodIPs, c.pod.provider.cfg.Metrics)
+	cfg.Pod, cfg.RequestLog = c.pod.name.Name, log
+	if !f.requests {
+		cfg.Ready = (&watcher{container: c, f: f}).asked
+	}
+	if measure := c.pod.provider.cfg.PodMetrics; measure != nil && c.address().IsValid() {
+		metrics, scrapes, err := measure()
+		if err != nil {
+			return err
+		}
+		cfg.Metrics, f.podMetrics = append(cfg.Metrics, metrics), scrapes
+	}
+	if f.front != nil {
+		return f.front.Become(cfg)
 	}
 	var err error
-	f.front, err = newFront(c.pods, f, c.pod.name.Name, c.pod.facts().PodIPs, ready, log, c.pod.provider.cfg.Metrics)
+	f.front, err = queueproxy.New(cfg)
 	return err
 }
 

@@ -183,7 +183,7 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
 	f := &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}
-	if f.front, err = newFront(t.spec, f, "", e.facts().PodIPs, nil, nil, e.metrics); err != nil {
+	if f.front, err = queueproxy.New(frontConfig(t.spec, f, e.facts().PodIPs, e.metrics)); err != nil {
 		return nil, errors.Join(err, sb.Close(ctx))
 	}
 	return f, nil

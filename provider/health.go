@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -225,11 +224,15 @@ func (w *watcher) hook(ctx context.Context, h *corev1.LifecycleHandler) error {
 	}
 }
 
-// newFront returns Knative's proxy around a revision's function.
-func newFront(spec podspec.Spec, f *function, pod string, ips []string, ready func(context.Context) error, log io.Writer, metrics *queueproxy.Metrics) (*queueproxy.Proxy, error) {
-	cfg := queueproxy.Config{Settings: spec.Proxy, Pod: pod, Function: f.Sandbox, Ready: ready, RequestLog: log, Metrics: metrics}
+// frontConfig is Knative's proxy around a revision's function, as far as it is no
+// Pod's.
+func frontConfig(spec podspec.Spec, f *function, ips []string, metrics *queueproxy.Metrics) queueproxy.Config {
+	cfg := queueproxy.Config{Settings: spec.Proxy, Function: f.Sandbox}
 	if len(ips) > 0 {
 		cfg.PodIP = ips[0]
 	}
-	return queueproxy.New(cfg)
+	if metrics != nil {
+		cfg.Metrics = []*queueproxy.Metrics{metrics}
+	}
+	return cfg
 }

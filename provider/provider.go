@@ -59,9 +59,14 @@ type Router interface {
 	// Remove lets no new request come; drained is closed when the last one that
 	// has come has ended.
 	Remove(revision types.NamespacedName, id types.UID) (drained <-chan struct{})
+	// Pod returns the handler of what comes to the address of one pod.
+	Pod(revision types.NamespacedName, id types.UID) http.Handler
+	// NewServer returns a server of h that bounds what its peers can do.
+	NewServer(h http.Handler) *http.Server
 }
 
-// Config is what New needs; all fields but Outlook and Metrics are required.
+// Config is what New needs; all fields but Outlook, Metrics and PodMetrics are
+// required.
 type Config struct {
 	Node config.Node
 	// Version is Wisp's own, shown as the kubelet's.
@@ -74,7 +79,10 @@ type Config struct {
 	Outlook Outlook
 	// Metrics takes the durations of requests; nil: nobody does.
 	Metrics *queueproxy.Metrics
-	Log     *zap.SugaredLogger
+	// PodMetrics returns metrics of one pod's requests, and what answers who scrapes
+	// them at the pod's own address; nil: nobody does.
+	PodMetrics func() (*queueproxy.Metrics, http.Handler, error)
+	Log        *zap.SugaredLogger
 }
 
 func (c Config) validate() error {

@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
@@ -26,6 +28,7 @@ import (
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
@@ -55,6 +58,12 @@ var (
 		"\x0a\x04\x01\x02\x00\x0b")
 )
 
+// podMetrics are a pod's, which say nothing but that they are.
+func podMetrics() (*queueproxy.Metrics, http.Handler, error) {
+	m, err := queueproxy.NewMetrics(noop.NewMeterProvider())
+	return m, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") }), err
+}
+
 // router records what the provider tells the request path.
 type router struct {
 	mu      sync.Mutex
@@ -82,6 +91,22 @@ func (r *router) Remove(_ types.NamespacedName, id types.UID) <-chan struct{} {
 	delete(r.targets, id)
 	r.changes <- "remove " + string(id)
 	return r.drained
+}
+
+func (r *router) Pod(_ types.NamespacedName, id types.UID) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		r.mu.Lock()
+		h := r.targets[id]
+		r.mu.Unlock()
+		h.ServeHTTP(w, request)
+	})
+}
+
+func (r *router) NewServer(h http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{Handler: h, Protocols: protocols, ReadHeaderTimeout: time.Minute}
 }
 
 // call sends a request to the only target.
@@ -188,7 +213,7 @@ func (s *stand) start(t *testing.T) {
 	}
 	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100), drained: make(chan struct{})}
 	close(s.router.drained)
-	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, Log: log})
+	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, PodMetrics: podMetrics, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,13 @@ type meters struct {
 func newMeters() (*meters, error) {
 	registry := prom.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return metersOf(registry)
+}
+
+// newPodMeters returns meters of one pod.
+func newPodMeters() (*meters, error) { return metersOf(prom.NewRegistry()) }
+
+func metersOf(registry *prom.Registry) (*meters, error) {
 	exporter, err := prometheus.New(prometheus.WithRegisterer(registry))
 	if err != nil {
 		return nil, fmt.Errorf("set up metrics: %w", err)

@@ -23,7 +23,7 @@ func TestScrape(t *testing.T) {
 	proxy, err := queueproxy.New(queueproxy.Config{
 		Settings: queueproxy.Settings{Namespace: "ns", Revision: "sort-00001"},
 		Function: http.NotFoundHandler(),
-		Metrics:  requests,
+		Metrics:  []*queueproxy.Metrics{requests},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	goruntime "runtime"
 	"strconv"
 	"time"
@@ -128,7 +129,15 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Router:  n.activator,
 		Outlook: n.fleet,
 		Metrics: requests,
-		Log:     log.Named("provider"),
+		PodMetrics: func() (*queueproxy.Metrics, http.Handler, error) {
+			pod, err := newPodMeters()
+			if err != nil {
+				return nil, nil, err
+			}
+			requests, err := queueproxy.NewMetrics(pod)
+			return requests, pod, err
+		},
+		Log: log.Named("provider"),
 	})
 	return n, err
 }

@@ -3,7 +3,8 @@
 //
 // A guest has no network: what it listens on is a port inside its sandbox. So
 // the node itself listens at the pod's address, on the ports that the pod
-// declares, and copies between the two. The addresses must already lead to this
+// declares, and copies between the two ([Listen]); or it answers there by itself
+// ([Serve]). The addresses must already lead to this
 // machine and be ones that it can listen on; how, is the administrator's choice.
 package podnet
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -229,5 +230,61 @@ func TestClose_lets_connections_end_and_cuts_the_rest(t *testing.T) {
 	<-closed
 	if _, err := io.ReadFull(stubborn, make([]byte, 1)); err == nil {
 		t.Error("a connection outlived Close")
+	}
+}
+
+// A server that is closed lets its requests end, and cuts off those that don't.
+func TestServe(t *testing.T) {
+	pod := addresses(t, "127.9.9.0/24").TryTake("")
+	at := netip.AddrPortFrom(pod, freePort(t, pod))
+	arrived := make(chan string)
+	release := make(chan struct{})
+	server, err := podnet.Serve(at, &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		arrived <- r.URL.Path
+		if r.URL.Path == "/patient" {
+			<-release
+			return
+		}
+		<-r.Context().Done()
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := podnet.Serve(at, &http.Server{ReadHeaderTimeout: time.Minute}); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a second server: got %v, want that the address is taken", err)
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	ask := func(path string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+at.String()+path, nil)
+			resp, err := transport.RoundTrip(r)
+			if err == nil {
+				resp.Body.Close()
+			}
+			done <- err
+		}()
+		<-arrived
+		return done
+	}
+	patient, stubborn := ask("/patient"), ask("/stubborn")
+	ctx, cut := context.WithCancel(t.Context())
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		server.Close(ctx)
+	}()
+	close(release)
+	if err := <-patient; err != nil {
+		t.Errorf("a request that ended in time: %v", err)
+	}
+	cut()
+	<-closed
+	if err := <-stubborn; err == nil {
+		t.Error("a request that didn't end was answered")
+	}
+	if conn, err := net.Dial("tcp", at.String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v after Close, want that nobody listens", err)
+		conn.Close()
 	}
 }

@@ -50,7 +50,7 @@ func (c *counts) at(now time.Time) netstats.RequestStatsReport {
 func (p *Proxy) Stat(now time.Time) metrics.Stat {
 	report := p.counts.at(now)
 	return metrics.Stat{
-		PodName:                          p.cfg.Pod,
+		PodName:                          p.as.Load().cfg.Pod,
 		ProcessUptime:                    now.Sub(p.counts.began).Seconds(),
 		RequestCount:                     report.RequestCount,
 		ProxiedRequestCount:              report.ProxiedRequestCount,
@@ -59,9 +59,9 @@ func (p *Proxy) Stat(now time.Time) metrics.Stat {
 	}
 }
 
-// ServeStat answers a scrape of port 9090 (serving
+// serveStat answers a scrape by Knative's autoscaler (serving
 // pkg/queue/protobuf_stats_reporter.go).
-func (p *Proxy) ServeStat(w http.ResponseWriter, _ *http.Request) {
+func (p *Proxy) serveStat(w http.ResponseWriter, _ *http.Request) {
 	stat := p.Stat(time.Now())
 	b, err := stat.Marshal()
 	if err != nil {

@@ -42,11 +42,8 @@ type revisionMetrics struct {
 	options  sync.Map // of status → []metric.RecordOption, made once for each
 }
 
-// of returns the metrics of the revision; nil records nothing.
+// of returns the metrics of the revision.
 func (m *Metrics) of(s Settings) *revisionMetrics {
-	if m == nil {
-		return nil
-	}
 	return &revisionMetrics{duration: m.duration, revision: []attribute.KeyValue{
 		attribute.String("k8s.namespace.name", s.Namespace),
 		attribute.String("kn.service.name", s.Service),
@@ -56,9 +53,6 @@ func (m *Metrics) of(s Settings) *revisionMetrics {
 }
 
 func (m *revisionMetrics) record(status int, took time.Duration) {
-	if m == nil {
-		return
-	}
 	options, ok := m.options.Load(status)
 	if !ok {
 		set := attribute.NewSet(append(m.revision[:len(m.revision):len(m.revision)], attribute.Int("http.response.status_code", status))...)

@@ -9,26 +9,26 @@ import (
 	"knative.dev/serving/pkg/queue"
 )
 
-// answerProbe answers what asks for the pod's health instead of its function,
-// and reports whether it did: a kubelet's probe, one of Knative's activator or
-// autoscaler, and the gateway's. None reaches the function, none counts (serving
-// pkg/queue/health/handler.go, pkg network/handlers/drain.go).
-func (p *Proxy) answerProbe(w http.ResponseWriter, r *http.Request) bool {
-	value := netheader.GetKnativeProbeValue(r)
-	if value == "" && !asksForHealth(r.UserAgent()) {
-		return false
-	}
-	switch {
-	case p.draining.Load():
+// isProbe is whether r asks for the pod's health instead of its function: a
+// kubelet's probe, one of Knative's activator or autoscaler, or the gateway's. None
+// reaches the function, none counts.
+func isProbe(r *http.Request) bool {
+	return netheader.GetKnativeProbeValue(r) != "" || asksForHealth(r.UserAgent())
+}
+
+// answerProbe answers a probe (serving pkg/queue/health/handler.go, pkg
+// network/handlers/drain.go).
+func (c *chain) answerProbe(w http.ResponseWriter, r *http.Request) {
+	switch value := netheader.GetKnativeProbeValue(r); {
+	case c.drain.began():
 		http.Error(w, "shutting down", http.StatusServiceUnavailable)
 	case value == netheader.ProbeValue:
 		answerGateway(w, r)
 	case value == queue.Name:
-		p.answerHealth(w, r)
+		c.answerHealth(w, r)
 	default:
 		http.Error(w, "unexpected probe header value: "+value, http.StatusBadRequest)
 	}
-	return true
 }
 
 // asksForHealth is whether a client of this name sends nothing but probes.
@@ -49,9 +49,9 @@ func answerGateway(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-func (p *Proxy) answerHealth(w http.ResponseWriter, r *http.Request) {
-	if p.cfg.Ready != nil {
-		if err := p.cfg.Ready(r.Context()); err != nil {
+func (c *chain) answerHealth(w http.ResponseWriter, r *http.Request) {
+	if c.cfg.Ready != nil {
+		if err := c.cfg.Ready(r.Context()); err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}

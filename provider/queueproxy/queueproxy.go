@@ -41,31 +41,61 @@ type Config struct {
 	// RequestLog takes one line for each request if Settings.RequestLog says so;
 	// requests that end at once write at once. nil drops them.
 	RequestLog io.Writer
-	// Metrics takes the durations of requests; nil: nobody does.
-	Metrics *Metrics
+	// Metrics take the durations of requests: those of the node, of the pod, or none.
+	Metrics []*Metrics
 }
 
 // Proxy is a pod's queue-proxy. It is safe for concurrent use.
 type Proxy struct {
-	cfg      Config
-	handler  http.Handler // the whole chain
-	counts   counts
-	draining atomic.Bool
-	metrics  *revisionMetrics
+	counts counts
+	drain  drain
+	as     atomic.Pointer[chain]
+}
+
+// chain is a Proxy as it is configured.
+type chain struct {
+	*Proxy
+	cfg     Config
+	handler http.Handler // the whole of it
+	metrics []*revisionMetrics
 }
 
 // New returns a Proxy around cfg.Function.
 func New(cfg Config) (*Proxy, error) {
-	if cfg.Function == nil {
-		return nil, errors.New("queueproxy: Function must be set")
-	}
-	p := &Proxy{cfg: cfg, metrics: cfg.Metrics.of(cfg.Settings)}
+	p := new(Proxy)
 	p.counts.init(time.Now())
-	p.handler = http.HandlerFunc(p.serve)
-	if cfg.Settings.RequestLog == "" || cfg.RequestLog == nil {
-		return p, nil
+	p.drain.init()
+	if err := p.Become(cfg); err != nil {
+		return nil, err
 	}
-	logged, err := pkghttp.NewRequestLogHandler(p.handler, cfg.RequestLog, cfg.Settings.RequestLog,
+	return p, nil
+}
+
+// Become makes the Proxy one of cfg: a function that has run without a Pod gets
+// its Pod's. Requests that are running end as they have begun; counts go on.
+func (p *Proxy) Become(cfg Config) error {
+	if cfg.Function == nil {
+		return errors.New("queueproxy: Function must be set")
+	}
+	c := &chain{Proxy: p, cfg: cfg}
+	for _, m := range cfg.Metrics {
+		c.metrics = append(c.metrics, m.of(cfg.Settings))
+	}
+	var err error
+	if c.handler, err = c.logged(http.HandlerFunc(c.serve)); err != nil {
+		return err
+	}
+	p.as.Store(c)
+	return nil
+}
+
+// logged returns h with the request log around it, if there is one.
+func (c *chain) logged(h http.Handler) (http.Handler, error) {
+	cfg := c.cfg
+	if cfg.Settings.RequestLog == "" || cfg.RequestLog == nil {
+		return h, nil
+	}
+	logged, err := pkghttp.NewRequestLogHandler(h, cfg.RequestLog, cfg.Settings.RequestLog,
 		pkghttp.RequestLogTemplateInputGetterFromRevision(&pkghttp.RequestLogRevision{
 			Name:          cfg.Revision,
 			Namespace:     cfg.Namespace,
@@ -77,49 +107,68 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("request log template of %s/%s: %w", cfg.Namespace, cfg.Revision, err)
 	}
-	p.handler = logged
-	return p, nil
+	return logged, nil
 }
 
 // ServeHTTP answers a request of the pod: probes itself, others by the function.
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.as.Load().handler.ServeHTTP(w, r)
+}
 
-func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
-	if p.answerProbe(w, r) {
+// entrance is the handler of what comes straight to the pod's address: it answers
+// probes as p does, and hands other requests to next, which brings them to p in
+// their turn.
+func (p *Proxy) entrance(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isProbe(r) {
+			p.ServeHTTP(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (c *chain) serve(w http.ResponseWriter, r *http.Request) {
+	if isProbe(r) {
+		c.answerProbe(w, r)
 		return
 	}
+	c.drain.begin()
+	defer c.drain.end()
 	began := time.Now()
 	in, out := netstats.ReqIn, netstats.ReqOut
 	if netheader.GetKnativeProxyValue(r) == activator.Name {
 		in, out = netstats.ProxiedIn, netstats.ProxiedOut
 	}
-	p.counts.event(began, in)
+	c.counts.event(began, in)
 	a := &answer{ResponseWriter: w}
 	whole := false
 	// Deferred, so that a function's panic, which cuts an answer off, counts too.
 	defer func() {
 		now := time.Now()
-		p.counts.event(now, out)
-		p.metrics.record(a.outcome(whole), now.Sub(began))
+		c.counts.event(now, out)
+		for _, m := range c.metrics {
+			m.record(a.outcome(whole), now.Sub(began))
+		}
 	}()
-	if p.cfg.FullDuplex {
+	if c.cfg.FullDuplex {
 		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, and says it can't be
 	}
 	forward(r)
-	p.call(a, r)
+	c.call(a, r)
 	whole = true
 }
 
 // call calls the function within the bounds of its answer.
-func (p *Proxy) call(a *answer, r *http.Request) {
-	if p.cfg.ResponseStartTimeout == 0 && p.cfg.IdleTimeout == 0 {
-		p.cfg.Function.ServeHTTP(a, r)
+func (c *chain) call(a *answer, r *http.Request) {
+	if c.cfg.ResponseStartTimeout == 0 && c.cfg.IdleTimeout == 0 {
+		c.cfg.Function.ServeHTTP(a, r)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	a.watch(cancel, p.cfg.ResponseStartTimeout, p.cfg.IdleTimeout)
-	p.cfg.Function.ServeHTTP(a, r.WithContext(ctx))
+	a.watch(cancel, c.cfg.ResponseStartTimeout, c.cfg.IdleTimeout)
+	c.cfg.Function.ServeHTTP(a, r.WithContext(ctx))
 	a.unwatch()
 }
 
@@ -154,7 +203,3 @@ func canonical(names ...string) []string {
 	}
 	return names
 }
-
-// Drain says that the pod ends: probes are answered 503 from now on. Requests
-// that still come are served; who sends them is told by the probes to stop.
-func (p *Proxy) Drain() { p.draining.Store(true) }

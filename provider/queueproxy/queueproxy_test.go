@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -231,7 +232,7 @@ func TestStat(t *testing.T) {
 	ended.Wait()
 
 	w := httptest.NewRecorder()
-	p.ServeStat(w, nil)
+	p.Ports(refuses, nil)[9090].ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	var scraped metrics.Stat
 	if err := scraped.Unmarshal(w.Body.Bytes()); err != nil || scraped.PodName != "pod-1" {
 		t.Errorf("got %+v, error %v; want the pod's stat", scraped, err)
@@ -239,6 +240,87 @@ func TestStat(t *testing.T) {
 	if got := w.Header().Get("Content-Type"); got != "application/protobuf" {
 		t.Errorf("got content type %q; Knative's scraper takes application/protobuf alone", got)
 	}
+}
+
+// A function that has run without a pod becomes the pod's: its name, its log and
+// its probes; what has been counted goes on.
+func TestBecome(t *testing.T) {
+	var log bytes.Buffer
+	settings := Settings{Revision: "rev", RequestLog: `{{.Revision.PodName}} {{.Request.URL.Path}}`}
+	function := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	p, url := serve(t, Config{Settings: settings, Function: function})
+	get(t, url+"/before")
+	err := p.Become(Config{
+		Settings: settings, Function: function, Pod: "pod-1", RequestLog: &log,
+		Ready: func(context.Context) error { return errors.New("not yet") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get(t, url+"/after")
+	if got, want := log.String(), "pod-1 /after\n"; got != want {
+		t.Errorf("got the log %q, want %q", got, want)
+	}
+	if got := p.Stat(time.Now().Add(2 * time.Second)); got.PodName != "pod-1" || got.RequestCount == 0 {
+		t.Errorf("got the stat %+v, want the pod's, with the requests before", got)
+	}
+	if resp, _ := get(t, url, "K-Network-Probe", "queue"); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a probe got %d, want the pod's answer", resp.StatusCode)
+	}
+}
+
+func TestEntrance(t *testing.T) {
+	p, _ := serve(t, Config{Function: refuses})
+	entrance := httptest.NewServer(p.Ports(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "the node")
+	}), nil)[8012])
+	defer entrance.Close()
+	if _, body := get(t, entrance.URL); body != "the node" {
+		t.Errorf("a request got %q, want it to go by the node", body)
+	}
+	if _, body := get(t, entrance.URL, "K-Network-Probe", "queue"); body != "queue" {
+		t.Errorf("a probe got %q, want the pod's own answer", body)
+	}
+}
+
+// A preStop hook waits for the requests that its pod has when it ends, and not at
+// all if the pod doesn't end.
+func TestWaitForDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		p, err := New(Config{Function: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release })})
+		if err != nil {
+			t.Fatal(err)
+		}
+		admin := p.Ports(p, nil)[8022]
+		hook := func() <-chan struct{} {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				admin.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/wait-for-drain", nil))
+			}()
+			synctest.Wait()
+			return done
+		}
+		<-hook() // by itself: nothing ends
+
+		go p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
+		early := hook()
+		p.Drain()
+		late := hook()
+		time.Sleep(time.Minute) // of the bubble's clock
+		synctest.Wait()
+		for _, done := range []<-chan struct{}{early, late} {
+			select {
+			case <-done:
+				t.Error("a hook was answered while a request ran")
+			default:
+			}
+		}
+		close(release)
+		<-early
+		<-late
+	})
 }
 
 func TestRequestLog(t *testing.T) {
@@ -262,7 +344,7 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, url := serve(t, Config{Settings: Settings{Namespace: "ns", Revision: "rev"}, Metrics: m, Function: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	_, url := serve(t, Config{Settings: Settings{Namespace: "ns", Revision: "rev"}, Metrics: []*Metrics{m}, Function: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/missing":
 			http.NotFound(w, r)
@@ -308,7 +390,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 		b.Fatal(err)
 	}
 	chain := func(s Settings) http.Handler {
-		p, err := New(Config{Settings: s, Function: nothing, Metrics: m})
+		p, err := New(Config{Settings: s, Function: nothing, Metrics: []*Metrics{m}})
 		if err != nil {
 			b.Fatal(err)
 		}
