@@ -29,6 +29,7 @@ import (
 	"slices"
 	"sync"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/config"
@@ -157,6 +158,13 @@ func compiler(cfg Config) func(context.Context, []byte, string) error {
 func (r *Runtime) Pull(ctx context.Context, request oci.Request) (oci.Image, error) {
 	return r.store.Pull(ctx, request)
 }
+
+// Import puts an image that is in no registry into the store; see
+// oci.Store.Import.
+func (r *Runtime) Import(image v1.Image) (oci.Image, error) { return r.store.Import(image) }
+
+// Module returns the bytes of a module in the store, by its digest.
+func (r *Runtime) Module(digest string) ([]byte, error) { return r.store.Module(digest) }
 
 // Prepare pulls the image that ref names and compiles its module, so that Start
 // finds both. An error is as Pull's and Start's.

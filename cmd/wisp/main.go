@@ -1,6 +1,6 @@
 // Command wisp runs Knative Services as WebAssembly: each role of it is a
 // subcommand (node, gateway, autoscaler), and so are the tools of its users
-// (build, push).
+// (build, push, inspect, run).
 package main
 
 import (
@@ -29,7 +29,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 	}
 	var status int
-	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), compileCommand(&status))
+	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), inspectCommand(), compileCommand(&status))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -1,6 +1,9 @@
 package oci
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +11,8 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -69,3 +74,61 @@ func (s *Store) fetchArtifact(image v1.Image, manifest *v1.Manifest, layer v1.De
 	}
 	return img, err
 }
+
+// artifactConfig is the config of an artifact, as the CNCF's format has it for a
+// core module.
+type artifactConfig struct {
+	Architecture string   `json:"architecture"`
+	OS           string   `json:"os"`
+	LayerDigests []string `json:"layerDigests"`
+}
+
+// artifact is a Wasm OCI artifact that is being pushed.
+type artifact struct {
+	layer            v1.Layer
+	manifest, config []byte
+}
+
+// buildArtifact makes a Wasm OCI artifact.
+func buildArtifact(cfg PushConfig) (v1.Image, error) {
+	if len(cfg.Args) > 0 || len(cfg.Files) > 0 {
+		return nil, errors.New("an artifact holds a module and nothing else: no arguments, no files")
+	}
+	layer := static.NewLayer(cfg.Module, wasmLayer)
+	digest, err := layer.Digest()
+	if err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(artifactConfig{Architecture: "wasm", OS: "wasip1", LayerDigests: []string{digest.String()}})
+	if err != nil {
+		return nil, err
+	}
+	configDigest, _, err := v1.SHA256(bytes.NewReader(config))
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := json.Marshal(v1.Manifest{
+		SchemaVersion: 2,
+		MediaType:     types.OCIManifestSchema1,
+		Config:        v1.Descriptor{MediaType: wasmConfig, Size: int64(len(config)), Digest: configDigest},
+		Layers: []v1.Descriptor{{
+			MediaType:   wasmLayer,
+			Size:        int64(len(cfg.Module)),
+			Digest:      digest,
+			Annotations: map[string]string{titleAnnotation: path.Base(cmp.Or(cfg.Entrypoint, cfg.FileName))},
+		}},
+		Annotations: cfg.Labels,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return partial.CompressedToImage(artifact{layer: layer, manifest: manifest, config: config})
+}
+
+func (a artifact) RawConfigFile() ([]byte, error) { return a.config, nil }
+
+func (a artifact) RawManifest() ([]byte, error) { return a.manifest, nil }
+
+func (a artifact) MediaType() (types.MediaType, error) { return types.OCIManifestSchema1, nil }
+
+func (a artifact) LayerByDigest(v1.Hash) (partial.CompressedLayer, error) { return a.layer, nil }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -189,6 +190,106 @@ func TestPulledDigestNeedsNoRegistry(t *testing.T) {
 	}
 }
 
+// TestPushedForms pulls what was pushed in each form, and imports the same: a
+// node and `wisp run` must find one thing.
+func TestPushedForms(t *testing.T) {
+	tests := map[string]struct {
+		cfg   PushConfig
+		want  Image
+		files map[string]string
+	}{
+		"an entrypoint, arguments and files": {
+			PushConfig{Entrypoint: "/bin/tool.wasm", Args: []string{"-v", "x"}, Files: []File{{"/etc/motd", []byte("hello")}, {"data/a", []byte("1")}}},
+			Image{Module: Module{ModulePath: "bin/tool.wasm"}, Args: []string{"-v", "x"}, HasRoot: true},
+			map[string]string{"etc/motd": "hello", "data/a": "1"},
+		},
+		"an artifact": {
+			PushConfig{Artifact: true, Labels: map[string]string{"wisp.dev/abi": "argv"}},
+			Image{Module: Module{ModulePath: "fn.wasm"}, Labels: map[string]string{"wisp.dev/abi": "argv"}},
+			nil,
+		},
+		"an artifact with an entrypoint": {
+			PushConfig{Artifact: true, Entrypoint: "/bin/tool.wasm"},
+			Image{Module: Module{ModulePath: "tool.wasm"}},
+			nil,
+		},
+	}
+	r := newRegistry(t)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			test.cfg.Module, test.cfg.FileName, test.cfg.Reference = module, "fn.wasm", r.host+"/form:v1"
+			test.want.ModuleDigest, test.want.ModuleSize = moduleDigest(module), int64(len(module))
+			reference, err := Push(t.Context(), test.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pulled, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: reference})
+			if err != nil {
+				t.Fatal(err)
+			}
+			built, err := Build(test.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			imported, err := newStore(t, 1<<20).Import(built)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if pulled.Reference != reference || imported.Reference != pulled.Digest || imported.Size != pulled.Size {
+				t.Errorf("pushed %s, pulled %+v, imported %+v", reference, pulled, imported)
+			}
+			for _, got := range []Image{pulled, imported} {
+				found := map[string]string{}
+				if got.HasRoot {
+					found = tree(t, got.Root)
+				}
+				for path, want := range test.files {
+					if found[path] != want {
+						t.Errorf("%s holds %q, want %q", path, found[path], want)
+					}
+				}
+				got.Reference, got.Digest, got.Root, got.Size = "", "", "", 0
+				if diff := cmp.Diff(test.want, got, cmp.FilterValues(func(a, b []string) bool { return len(a)+len(b) == 0 }, cmp.Ignore())); diff != "" {
+					t.Errorf("image (-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+func TestImportIsHeldToTheLimits(t *testing.T) {
+	image, err := Build(PushConfig{FileName: "fn.wasm", Module: module, Files: []File{{"big", make([]byte, 4<<20)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newStore(t, 1<<20).Import(image); !errors.Is(err, api.ErrUnusable) {
+		t.Errorf("got %v, want ErrUnusable", err)
+	}
+}
+
+// TestPullWithTheUsersCredentials reads them where docker has them, and doesn't
+// for a pod.
+func TestPullWithTheUsersCredentials(t *testing.T) {
+	r := newRegistry(t)
+	ref, _ := pushModule(t, r, "v1")
+	r.protect("ada", "secret")
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir)
+	auth := fmt.Sprintf(`{"auths":{%q:{"username":"ada","password":"secret"}}}`, r.host)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(auth), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: ref}); !errors.Is(err, api.ErrImagePull) {
+		t.Errorf("a pod's pull: got %v, want ErrImagePull", err)
+	}
+	if _, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: ref, Own: true}); err != nil {
+		t.Errorf("the user's own pull: %v", err)
+	}
+	if _, err := Push(t.Context(), PushConfig{Reference: r.host + "/fn:v2", Module: module, FileName: "fn.wasm"}); err != nil {
+		t.Errorf("a push: %v", err)
+	}
+}
+
 func TestPushRefuses(t *testing.T) {
 	tests := map[string]struct {
 		cfg  PushConfig
@@ -203,6 +304,12 @@ func TestPushRefuses(t *testing.T) {
 		"bad reference":  {PushConfig{Reference: "UPPER", FileName: "x.wasm", Module: module}, "image name"},
 		"unreachable":    {PushConfig{Reference: "127.0.0.1:1/x", FileName: "x.wasm", Module: module}, "connection refused"},
 		"future version": {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: []byte("\x00asm\x02\x00\x00\x00")}, "version 02 00 00 00"},
+		"root":           {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Entrypoint: "/"}, `entrypoint = "/", must be`},
+		"file at root":   {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Files: []File{{Path: "/.."}}}, `file path = "/..", must be`},
+		"file twice":     {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Files: []File{{Path: "a"}, {Path: "/a"}}}, `"/a", must not be there already`},
+		"over module":    {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Files: []File{{Path: "/x.wasm"}}}, `"/x.wasm", must not be there already`},
+		"whiteout":       {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Files: []File{{Path: "a/.wh.b"}}}, "must not begin with .wh."},
+		"artifact files": {PushConfig{Reference: "localhost:1/x", FileName: "x.wasm", Module: module, Artifact: true, Files: []File{{Path: "a"}}}, "an artifact holds a module and nothing else"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/wisp-serving/wisp/runtime/api"
 )
@@ -37,6 +38,9 @@ type Request struct {
 	Policy Policy
 	// Secrets are contents of .dockerconfigjson or .dockercfg.
 	Secrets [][]byte
+	// Own makes the pull use the credentials of this process's user instead, as
+	// Push does. It is for a user's tools; a pod's pull is never its node's.
+	Own bool
 	// Command, unless empty, names the module instead of ENTRYPOINT, as the
 	// first word of a container's command does. The image's own arguments don't
 	// count then.
@@ -79,7 +83,7 @@ func (s *Store) pull(ctx context.Context, r Request) (Image, error) {
 		if r.Policy == PullNever {
 			return Image{}, api.ImagePull(fmt.Errorf("%w: it isn't in the store and imagePullPolicy is Never", api.ErrImageNeverPull))
 		}
-		keys, err := keychain(r.Secrets)
+		keys, err := r.keychain()
 		if err != nil {
 			return Image{}, err
 		}
@@ -90,6 +94,47 @@ func (s *Store) pull(ctx context.Context, r Request) (Image, error) {
 	s.touch(img.Digest)
 	img.Reference, img.Cached = parsed.Context().Digest(img.Digest).String(), cached
 	return s.choose(img, r.Command)
+}
+
+func (r Request) keychain() (authn.Keychain, error) {
+	if r.Own {
+		return authn.DefaultKeychain, nil
+	}
+	return keychain(r.Secrets)
+}
+
+// Import puts an image that is in no registry into the store, as a pull of it
+// would: it goes through the same checks. Its Reference is its digest. What is
+// wrong with it is api.ErrUnusable.
+func (s *Store) Import(image v1.Image) (Image, error) {
+	img, err := s.bring(image)
+	broken := new(contentError)
+	switch {
+	case errors.As(err, &broken):
+		return Image{}, api.Unusable(fmt.Errorf("import image: %w", err))
+	case err != nil:
+		return Image{}, fmt.Errorf("import image: %w", err)
+	}
+	return img, nil
+}
+
+func (s *Store) bring(image v1.Image) (Image, error) {
+	digest, err := image.Digest()
+	if err != nil {
+		return Image{}, err
+	}
+	img, known := s.lookup(digest.String())
+	if !known {
+		if img, err = s.take(digest.String(), image); err != nil {
+			return Image{}, err
+		}
+		if img, err = s.remember(img); err != nil {
+			return Image{}, err
+		}
+	}
+	s.touch(img.Digest)
+	img.Reference, img.Cached = img.Digest, known
+	return img, nil
 }
 
 // present returns what the store has for ref, if it may do without the registry.

@@ -101,6 +101,11 @@ func (s *Store) fetch(ctx context.Context, ref name.Digest, keys authn.Keychain)
 	if err != nil {
 		return Image{}, err
 	}
+	return s.take(ref.DigestStr(), image)
+}
+
+// take brings what image holds into the store, which is to know it by digest.
+func (s *Store) take(digest string, image v1.Image) (Image, error) {
 	manifest, err := image.Manifest()
 	if err != nil {
 		return Image{}, &contentError{err}
@@ -116,9 +121,9 @@ func (s *Store) fetch(ctx context.Context, ref name.Digest, keys authn.Keychain)
 	if isArtifact {
 		img, err = s.fetchArtifact(image, manifest, module)
 	} else {
-		img, err = s.fetchLayers(ref.DigestStr(), image, manifest)
+		img, err = s.fetchLayers(digest, image, manifest)
 	}
-	img.Digest = ref.DigestStr()
+	img.Digest = digest
 	return img, err
 }
 

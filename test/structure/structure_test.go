@@ -49,7 +49,7 @@ func packages(t *testing.T) []goPackage {
 
 // TestImports holds the one direction in which packages know each other: cmd
 // wires the roles, and each role knows its own parts, config, and nothing of
-// the other roles. Only the provider knows the runtime.
+// the other roles. Only the provider and the users' tools know the runtime.
 func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"config":     {},
@@ -61,7 +61,8 @@ func TestImports(t *testing.T) {
 		"activator":  {"config", "ranking"},
 		"autoscaler": {"config"},
 		"xds":        {"config", "ranking"},
-		"cmd":        {"config", "runtime", "provider", "activator", "autoscaler", "xds", "gobuild"},
+		"local":      {"config", "runtime", "provider", "activator"},
+		"cmd":        {"config", "runtime", "provider", "activator", "autoscaler", "xds", "gobuild", "local"},
 	}
 	for _, p := range packages(t) {
 		top := topFolder(p.ImportPath)
