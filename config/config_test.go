@@ -141,3 +141,25 @@ func TestExampleOfNoRole(t *testing.T) {
 		t.Fatalf("got %v, want an error that names the role", err)
 	}
 }
+
+func TestAdopt(t *testing.T) {
+	running, next := config.DefaultGateway(), config.DefaultGateway()
+	next.Log.Level, next.ExternalNames, next.ExternalDomain, next.InternalDomain = "debug", true, "out.example", "in.example"
+	next.Envoy.AccessLog, next.Envoy.HTTPSPort = false, 8443
+	got, restart, err := running.Adopt(next)
+	if err != nil || len(restart) > 0 {
+		t.Errorf("%q wait for a restart, error %v; want none", restart, err)
+	}
+	if diff := cmp.Diff(asMap(t, next), asMap(t, got)); diff != "" {
+		t.Errorf("adopted (-want +got):\n%s", diff)
+	}
+
+	next.XDSSocket, next.Cluster.QPS, next.Envoy.HTTPAddress = "/else/xds.sock", 1, "127.0.0.1:80"
+	again, restart, err := got.Adopt(next)
+	if diff := cmp.Diff([]string{"cluster.qps", "envoy.httpAddress", "xdsSocket"}, restart); diff != "" || err != nil {
+		t.Errorf("waiting for a restart (-want +got), error %v:\n%s", err, diff)
+	}
+	if diff := cmp.Diff(asMap(t, got), asMap(t, again)); diff != "" {
+		t.Errorf("adopted (-want +got):\n%s", diff)
+	}
+}

@@ -69,6 +69,8 @@ type bed struct {
 
 	srv *server.Server
 	g   *gateway
+	// settings are the gateway's while it runs.
+	settings chan config.Gateway
 	// reader reads metrics, which all gateways of the bed share.
 	reader  *sdkmetric.ManualReader
 	metrics *metrics
@@ -99,7 +101,7 @@ func newBed(t testing.TB, subnet string) *bed {
 		t.Fatal(err)
 	}
 	return &bed{
-		reader: reader, metrics: m,
+		reader: reader, metrics: m, settings: make(chan config.Gateway),
 		t:      t,
 		cfg:    cfg,
 		subnet: subnet,
@@ -140,7 +142,7 @@ func (b *bed) startGateway() (stop func()) {
 		}
 	}
 	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
-	g, err := newGateway(b.cfg, deps{clusterSource{b.client}, b.srv, notify, b.metrics, log})
+	g, err := newGateway(b.cfg, deps{source: clusterSource{b.client}, server: b.srv, settings: b.settings, notify: notify, metrics: b.metrics, log: log})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -148,7 +150,7 @@ func (b *bed) startGateway() (stop func()) {
 	g.patience = cmp.Or(b.patience, g.patience)
 	r := &reconciler{
 		client: b.client, board: g.board, prober: newProber(b.cfg.Envoy), envoys: envoys(b.srv, g.source, b.cfg),
-		domains: domains{b.cfg.ExternalDomain, b.cfg.InternalDomain}, metrics: b.metrics, log: log,
+		metrics: b.metrics, log: log,
 	}
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -413,7 +415,7 @@ func (b *bed) endpoints() map[string]string {
 	b.t.Helper()
 	src := clusterSource{b.client}
 	quiet := func(context.Context, map[types.NamespacedName]bool) {}
-	g, err := newGateway(b.cfg, deps{src, b.srv, quiet, b.metrics, zap.NewNop().Sugar()})
+	g, err := newGateway(b.cfg, deps{source: src, server: b.srv, notify: quiet, metrics: b.metrics, log: zap.NewNop().Sugar()})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 type outcome struct {
 	uid        types.UID
 	generation int64
+	// domains are where the gateway is reached, by its settings.
+	domains domains
 	// refusal is why it isn't served as it asks, or nil.
 	refusal *translate.Refusal
 	// awaits says that an earlier generation is served while a backend of this one

@@ -24,8 +24,10 @@ const defaultPatience = 10 * time.Second
 type gateway struct {
 	source clusterSource
 	server *server.Server
-	inbox  *inbox
-	board  *board
+	// settings are those that come while it runs.
+	settings <-chan config.Gateway
+	inbox    *inbox
+	board    *board
 	// notify is told which KIngresses have another outcome. It may block until
 	// ctx ends.
 	notify  func(ctx context.Context, keys map[types.NamespacedName]bool)
@@ -68,13 +70,14 @@ type lack struct {
 	rejection string
 }
 
-// deps are what a gateway needs of others. All are required.
+// deps are what a gateway needs of others. All are required but settings.
 type deps struct {
-	source  clusterSource
-	server  *server.Server
-	notify  func(ctx context.Context, keys map[types.NamespacedName]bool)
-	metrics *metrics
-	log     *zap.SugaredLogger
+	source   clusterSource
+	server   *server.Server
+	settings <-chan config.Gateway
+	notify   func(ctx context.Context, keys map[types.NamespacedName]bool)
+	metrics  *metrics
+	log      *zap.SugaredLogger
 }
 
 func newGateway(cfg config.Gateway, d deps) (*gateway, error) {
@@ -85,6 +88,7 @@ func newGateway(cfg config.Gateway, d deps) (*gateway, error) {
 	return &gateway{
 		source:   d.source,
 		server:   d.server,
+		settings: d.settings,
 		inbox:    newInbox(),
 		board:    newBoard(),
 		notify:   d.notify,
@@ -143,6 +147,10 @@ func (g *gateway) run(ctx context.Context) error {
 			if err := g.absorb(ctx, g.inbox.take()); err != nil {
 				return err
 			}
+		case cfg := <-g.settings:
+			if err := g.configure(ctx, cfg); err != nil {
+				return err
+			}
 		case <-g.server.Progress():
 			g.countEnvoys(ctx)
 		case <-overdue:
@@ -153,6 +161,24 @@ func (g *gateway) run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// configure makes desired follow from other settings: all KIngresses are translated
+// again.
+func (g *gateway) configure(ctx context.Context, cfg config.Gateway) error {
+	if err := g.table.configure(cfg); err != nil {
+		return err
+	}
+	all := map[types.NamespacedName]bool{}
+	for key := range g.table.parts {
+		all[key] = true
+	}
+	touched, err := g.absorbIngresses(ctx, map[types.NamespacedName]bool{}, all)
+	if err != nil {
+		return err
+	}
+	g.log.Infow("settings taken over", "ingresses", len(touched))
+	return g.rebuild(ctx, noChanges(), touched)
 }
 
 // absorb reads what changed and makes desired follow. Backends come first, since
@@ -375,7 +401,7 @@ func (g *gateway) post(ctx context.Context, touched map[types.NamespacedName]boo
 		if !p.held {
 			delete(g.held, key)
 		}
-		o := outcome{uid: p.uid, generation: p.generation, refusal: p.whyNot(), awaits: p.awaits, since: time.Now()}
+		o := outcome{uid: p.uid, generation: p.generation, domains: g.table.domains, refusal: p.whyNot(), awaits: p.awaits, since: time.Now()}
 		if alone || o.refusal != nil || o.awaits {
 			told[key] = true
 		}

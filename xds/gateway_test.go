@@ -174,7 +174,7 @@ func (b *bed) stillGateway(notify func(context.Context, map[types.NamespacedName
 	}
 	log := zap.NewNop().Sugar()
 	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
-	g, err := newGateway(b.cfg, deps{clusterSource{b.client}, b.srv, notify, b.metrics, log})
+	g, err := newGateway(b.cfg, deps{source: clusterSource{b.client}, server: b.srv, notify: notify, metrics: b.metrics, log: log})
 	if err != nil {
 		b.t.Fatal(err)
 	}

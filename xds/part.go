@@ -8,6 +8,7 @@ import (
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
 	"github.com/wisp-serving/wisp/xds/snapshot"
 	"github.com/wisp-serving/wisp/xds/translate"
@@ -45,13 +46,17 @@ type form struct {
 	vhosts  map[translate.Door][]*routev3.VirtualHost
 	chains  map[translate.Door][]*listenerv3.FilterChain
 	secrets []snapshot.Resource
+	// httpsPort and accessLog are the settings that messages depend on.
+	httpsPort uint16
+	accessLog bool
 }
 
 // newForm builds ing's messages. It finds what Envoy would refuse, such as a
 // header name with a space, while it is still known whose it is.
-func newForm(ing translate.Ingress, httpsPort uint32, secure map[translate.Door][]*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
+func newForm(ing translate.Ingress, e config.Envoy, secure map[translate.Door][]*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
 	f := &form{
 		ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets,
+		httpsPort: e.HTTPSPort, accessLog: e.AccessLog,
 		chains: map[translate.Door][]*listenerv3.FilterChain{},
 	}
 	for door, vhosts := range map[translate.Door][]translate.VirtualHost{
@@ -61,7 +66,7 @@ func newForm(ing translate.Ingress, httpsPort uint32, secure map[translate.Door]
 		translate.InternalSecure: ing.InternalSecure,
 	} {
 		for _, vh := range vhosts {
-			built := build.VirtualHost(vh, httpsPort)
+			built := build.VirtualHost(vh, uint32(e.HTTPSPort))
 			if err := built.ValidateAll(); err != nil {
 				return nil, fmt.Errorf("virtual host %s: %w", built.GetName(), err)
 			}
@@ -107,7 +112,8 @@ func (f *form) equal(other *form) bool {
 		return f == other
 	}
 	sameSecret := func(a, b snapshot.Resource) bool { return a.Name == b.Name && a.Version == b.Version }
-	return reflect.DeepEqual(f.ingress, other.ingress) && slices.EqualFunc(f.secrets, other.secrets, sameSecret)
+	return f.httpsPort == other.httpsPort && f.accessLog == other.accessLog &&
+		reflect.DeepEqual(f.ingress, other.ingress) && slices.EqualFunc(f.secrets, other.secrets, sameSecret)
 }
 
 // index tells which KIngresses name a thing.

@@ -26,7 +26,6 @@ type reconciler struct {
 	// those of others. An empty host is this machine.
 	envoys  func(ctx context.Context) ([]string, error)
 	metrics *metrics
-	domains domains
 	log     *zap.SugaredLogger
 }
 
@@ -40,7 +39,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if !ok || !ours(ing) {
 		return reconcile.Result{}, nil
 	}
-	status, verdict := judge(ing, o, envoys, silent, r.domains)
+	status, verdict := judge(ing, o, envoys, silent)
 	var proof error
 	switch verdict {
 	case keep:
@@ -49,7 +48,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		if proof = r.prove(ctx, o); proof != nil {
 			status = probeFailed(ing, proof)
 		} else {
-			status = ready(ing, r.domains)
+			status = ready(ing, o.domains)
 			r.metrics.proved(ctx, time.Since(o.since))
 		}
 	}

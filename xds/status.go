@@ -25,14 +25,14 @@ const (
 // judge returns the status that follows from how far ing has come. Ready is
 // taken back only for what concerns ing itself: an Envoy that comes or goes, or
 // a gateway that restarts, changes nothing of what was proved.
-func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int, d domains) (v1alpha1.IngressStatus, verdict) {
+func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int) (v1alpha1.IngressStatus, verdict) {
 	switch {
 	case o.uid != ing.UID || o.generation != ing.Generation:
 		return ing.Status, keep
 	case o.refusal != nil:
 		return notConfigured(ing, o.refusal.Reason, o.refusal.Message), write
 	case ing.IsReady():
-		return ready(ing, d), write
+		return ready(ing, o.domains), write
 	case o.awaits:
 		return notReady(ing, "NoEndpoints", "a backend has no endpoint yet, and the generation before is served meanwhile"), write
 	case envoys == 0 && silent > 0:

@@ -53,7 +53,8 @@ func TestJudge(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			before := tt.ing.DeepCopy()
-			status, got := judge(tt.ing, tt.outcome, tt.envoys, tt.silent, testDomains)
+			tt.outcome.domains = testDomains
+			status, got := judge(tt.ing, tt.outcome, tt.envoys, tt.silent)
 			if got != tt.want {
 				t.Fatalf("verdict %d, want %d", got, tt.want)
 			}

@@ -24,6 +24,7 @@ import (
 type table struct {
 	gateway translate.Gateway
 	envoy   config.Envoy
+	domains domains
 	// fixed are the listeners that no KIngress changes, secure what is behind each
 	// of the others.
 	fixed  snapshot.Set
@@ -72,16 +73,6 @@ type destination struct {
 
 func newTable(cfg config.Gateway) (*table, error) {
 	t := &table{
-		envoy: cfg.Envoy,
-		gateway: translate.Gateway{
-			InternalDomain:  cfg.InternalDomain,
-			InternalAddress: reach("", cfg.Envoy.InternalAddress),
-			ExternalNames:   cfg.ExternalNames,
-			TLS:             cfg.Envoy.HTTPSAddress != "",
-			InternalTLS:     cfg.Envoy.InternalHTTPSAddress != "",
-		},
-		fixed:        snapshot.Set{},
-		secure:       map[translate.Door][]*listenerv3.Filter{},
 		parts:        map[types.NamespacedName]*part{},
 		backends:     map[types.NamespacedName]known{},
 		certificates: map[types.NamespacedName]certificate{},
@@ -89,28 +80,43 @@ func newTable(cfg config.Gateway) (*table, error) {
 		trusting:     index{},
 		awaiting:     map[types.NamespacedName]bool{},
 		clusters:     map[translate.Cluster]*destination{},
-		stale:        true, // even without KIngresses there are routes
 	}
+	return t, t.configure(cfg)
+}
+
+// configure makes settings hold. All KIngresses must be set again.
+func (t *table) configure(cfg config.Gateway) error {
+	t.envoy = cfg.Envoy
+	t.domains = domains{external: cfg.ExternalDomain, internal: cfg.InternalDomain}
+	t.gateway = translate.Gateway{
+		InternalDomain:  cfg.InternalDomain,
+		InternalAddress: reach("", cfg.Envoy.InternalAddress),
+		ExternalNames:   cfg.ExternalNames,
+		TLS:             cfg.Envoy.HTTPSAddress != "",
+		InternalTLS:     cfg.Envoy.InternalHTTPSAddress != "",
+	}
+	t.fixed, t.secure = snapshot.Set{}, map[translate.Door][]*listenerv3.Filter{}
+	t.stale = true // even without KIngresses there are routes
 	for door, address := range addresses(cfg.Envoy) {
 		filters := build.Filters(door, cfg.Envoy.AccessLog)
 		if door.TLS() {
 			t.secure[door] = filters
 			if _, err := build.SecureListener(door, address, filters, nil); err != nil {
-				return nil, err
+				return err
 			}
 			continue
 		}
 		l, err := build.Listener(door, address, filters)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r, err := snapshot.NewResource(l)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		t.fixed[r.Name] = r
 	}
-	return t, nil
+	return nil
 }
 
 // addresses returns where Envoy listens, by door. One without an address isn't
@@ -321,7 +327,7 @@ func (t *table) translate(ing *v1alpha1.Ingress) (*form, *translate.Refusal) {
 	for _, c := range good.Certificates {
 		secrets = append(secrets, t.certificates[c.Secret].resource)
 	}
-	f, err := newForm(good, uint32(t.envoy.HTTPSPort), t.secure, secrets)
+	f, err := newForm(good, t.envoy, t.secure, secrets)
 	if err != nil {
 		return nil, &translate.Refusal{Reason: translate.ReasonInvalid, Message: err.Error()}
 	}

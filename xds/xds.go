@@ -55,8 +55,9 @@ const (
 )
 
 // Run serves as gateway until ctx ends, and then returns nil. Envoys that are
-// connected keep what they have.
-func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error {
+// connected keep what they have. Of the settings that come by changes it takes over
+// what config.Gateway.Adopt says; the rest of each must be as in cfg.
+func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway, log *zap.SugaredLogger) error {
 	rc, err := cfg.Cluster.REST("wisp-gateway")
 	if err != nil {
 		return err
@@ -72,7 +73,7 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 	events := make(chan event.GenericEvent)
 	srv := server.New(cfg.XDSSocket, telemetry.metrics, log)
 	g, err := newGateway(cfg, deps{
-		source: clusterSource{mgr.GetCache()}, server: srv, notify: send(events, mgr.Elected()), metrics: telemetry.metrics, log: log,
+		source: clusterSource{mgr.GetCache()}, server: srv, settings: changes, notify: send(events, mgr.Elected()), metrics: telemetry.metrics, log: log,
 	})
 	if err != nil {
 		return err
@@ -85,7 +86,6 @@ func Run(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) error 
 		board:   g.board,
 		prober:  newProber(cfg.Envoy),
 		envoys:  envoys(srv, g.source, cfg),
-		domains: domains{external: cfg.ExternalDomain, internal: cfg.InternalDomain},
 		metrics: telemetry.metrics,
 		log:     log,
 	}

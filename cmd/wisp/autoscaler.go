@@ -11,7 +11,7 @@ import (
 
 func autoscalerCommand() *cobra.Command {
 	return roleCommand("autoscaler", "Scale the revisions of Wisp's PodAutoscaler class by what nodes report", config.LoadAutoscaler,
-		func(ctx context.Context, cfg config.Autoscaler) error {
+		func(ctx context.Context, cfg config.Autoscaler, _ source[config.Autoscaler]) error {
 			log, err := newLog("autoscaler", cfg.Log)
 			if err != nil {
 				return err

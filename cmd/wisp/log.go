@@ -15,12 +15,17 @@ import (
 // newLog builds a role's log on standard error, and makes the libraries that
 // log on their own (client-go, controller-runtime) write to it too.
 func newLog(role string, cfg config.Log) (*zap.SugaredLogger, error) {
-	level, err := zapcore.ParseLevel(cfg.Level)
+	level, err := zap.ParseAtomicLevel(cfg.Level)
 	if err != nil {
 		return nil, fmt.Errorf("set up the log: %w", err)
 	}
+	return newLogAt(level, role, cfg)
+}
+
+// newLogAt is newLog with a level that may change.
+func newLogAt(level zap.AtomicLevel, role string, cfg config.Log) (*zap.SugaredLogger, error) {
 	settings := zap.NewProductionConfig()
-	settings.Level = zap.NewAtomicLevelAt(level)
+	settings.Level = level
 	settings.Encoding = cfg.Format
 	settings.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	settings.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder

@@ -34,7 +34,7 @@ const watchdogTimeout = 5 * time.Second
 
 func nodeCommand() *cobra.Command {
 	return roleCommand("node", "Be a Kubernetes node whose pods are wasm modules in this process", config.LoadNode,
-		func(ctx context.Context, cfg config.Node) error {
+		func(ctx context.Context, cfg config.Node, _ source[config.Node]) error {
 			log, err := newLog("node", cfg.Log)
 			if err != nil {
 				return err

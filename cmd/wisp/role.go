@@ -8,9 +8,17 @@ import (
 	"github.com/wisp-serving/wisp/config"
 )
 
+// source is where a role's settings come from.
+type source[T any] struct {
+	// path is of the file, or empty.
+	path string
+	// load reads them again.
+	load func() (T, error)
+}
+
 // roleCommand is a subcommand that loads a role's settings and runs it until it
 // is told to stop.
-func roleCommand[T any](role, short string, load func(path string, set ...string) (T, error), run func(context.Context, T) error) *cobra.Command {
+func roleCommand[T any](role, short string, load func(path string, set ...string) (T, error), run func(context.Context, T, source[T]) error) *cobra.Command {
 	var path string
 	var set []string
 	cmd := &cobra.Command{
@@ -22,7 +30,7 @@ func roleCommand[T any](role, short string, load func(path string, set ...string
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), cfg)
+			return run(cmd.Context(), cfg, source[T]{path, func() (T, error) { return load(path, set...) }})
 		},
 	}
 	cmd.PersistentFlags().StringVar(&path, "config", "", "YAML `file` with settings; what it leaves out has its default")

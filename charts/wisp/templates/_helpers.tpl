@@ -86,6 +86,14 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- toYaml (mergeOverwrite $own (deepCopy .Values.gateway.settings)) -}}
 {{- end }}
 
+{{/* Those of them that a gateway takes only when it starts. */}}
+{{- define "wisp.gatewayStart" -}}
+{{- $all := include "wisp.gatewaySettings" . | fromYaml -}}
+{{- $envoy := omit $all.envoy "accessLog" "httpsPort" -}}
+{{- $log := omit (default (dict) $all.log) "level" -}}
+{{- toYaml (merge (dict "envoy" $envoy "log" $log) (omit $all "envoy" "log" "externalDomain" "internalDomain" "externalNames")) -}}
+{{- end }}
+
 {{- define "wisp.autoscalerSettings" -}}
 {{- $own := dict
   "healthAddress" "0.0.0.0:9461"
