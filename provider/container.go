@@ -61,6 +61,8 @@ type function struct {
 	logs  *relay
 	ahead *aheadRun
 	log   *podlog.Writer
+	// message is what the run leaves behind; nil for what runs without such a file.
+	message *message
 	// front answers a revision's requests; nil without one. routed is whether the
 	// router sends it any: one goroutine at a time says so.
 	front      *queueproxy.Proxy
@@ -212,8 +214,15 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		return nil, err
 	}
 	spec := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
-	if spec.Mounts, err = c.mounts(resolved); err != nil {
+	if err := c.mount(&spec, resolved); err != nil {
 		return nil, err
+	}
+	var message *message
+	if c.spec.TerminationMessagePath != "" {
+		if message, err = newMessage(); err != nil {
+			return nil, err
+		}
+		spec.Files = append(spec.Files, message.at(c.spec.TerminationMessagePath))
 	}
 	writer, err := c.beginLog()
 	if err != nil {
@@ -229,7 +238,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 	}
 	f := &function{
 		Sandbox: sb, target: c.pod.uid, imageID: image.Reference,
-		requests: answersRequests(spec.ABI), log: writer,
+		requests: answersRequests(spec.ABI), log: writer, message: message,
 	}
 	if c.serves {
 		if err := c.setFront(f); err != nil {
@@ -467,23 +476,14 @@ func (c *container) ended(ctx context.Context, f *function, err error) {
 		return
 	}
 	exit := exitOf(err, f.requests)
-	if exit.Code != 0 && exit.Message == "" && c.spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
-		exit.Message = c.pod.provider.logOf(c.pod.uid, c.spec.Name).Tail(fallbackLines, fallbackBytes)
-	}
 	if exit.Reason == podlife.ReasonOOMKilled {
 		c.event(corev1.EventTypeWarning, podlife.ReasonOOMKilled, exit.Message)
 	}
+	exit = c.explain(f, exit)
 	c.set(func(s podlife.Container) podlife.Container { return s.End(exit, s.Run.ID, time.Now()) })
 	c.pod.provider.remember(c.pod)
 	c.log.Infow("container ended", "code", exit.Code, "reason", exit.Reason)
 }
-
-// How much of its log a container that has failed shows in its status
-// (TerminationMessageFallbackToLogsOnError in k8s.io/api/core/v1).
-const (
-	fallbackLines = 80
-	fallbackBytes = 2048
-)
 
 // oomEvents is how often at most a container's requests say that they are out of
 // memory.
@@ -519,10 +519,7 @@ func exitOf(err error, requests bool) podlife.Exit {
 	}
 }
 
-// maxMessage is how much of a message a kubelet shows of one container, in
-// bytes.
-const maxMessage = 4096
-
+// cut shortens a message to what is shown of one.
 func cut(message string) string {
 	return strings.ToValidUTF8(message[:min(len(message), maxMessage)], "")
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/volume"
+	"github.com/wisp-serving/wisp/runtime/sandbox"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
@@ -52,20 +53,23 @@ func (p *pod) mount(ctx context.Context, spec podspec.Spec) bool {
 	}
 }
 
-// mounts returns the container's, for its sandbox.
-func (c *container) mounts(resolved podspec.Resolved) ([]wasi.Mount, error) {
+// mount puts the container's volumes into what its sandbox is to be.
+func (c *container) mount(spec *sandbox.Spec, resolved podspec.Resolved) error {
 	c.pod.mu.Lock()
 	set := c.pod.volumes
 	c.pod.mu.Unlock()
 	made, err := set.Mounts(c.spec.Container, resolved.Expand)
 	if err != nil {
-		return nil, configError{err}
+		return configError{err}
 	}
-	mounts := make([]wasi.Mount, 0, len(made))
 	for _, m := range made {
-		mounts = append(mounts, wasi.Mount{Path: m.Path, FS: m.FS, ReadOnly: m.ReadOnly})
+		if m.File != "" {
+			spec.Files = append(spec.Files, sandbox.File{At: m.Path, File: wasi.File{FS: m.FS, Path: m.File, ReadOnly: m.ReadOnly}})
+			continue
+		}
+		spec.Mounts = append(spec.Mounts, wasi.Mount{Path: m.Path, FS: m.FS, ReadOnly: m.ReadOnly})
 	}
-	return mounts, nil
+	return nil
 }
 
 // refreshVolumes keeps what pods see of the API up to date until ctx ends.

@@ -42,6 +42,7 @@ func Of(pod *corev1.Pod, s State) corev1.PodStatus {
 	status.StartTime = &accepted
 	status.InitContainerStatuses = containers(pod.Spec.InitContainers, s)
 	status.ContainerStatuses = containers(pod.Spec.Containers, s)
+	bound(slices.Concat(status.InitContainerStatuses, status.ContainerStatuses))
 
 	c := conditions{pod: pod, status: &status, now: metav1.NewTime(s.Now)}
 	c.set(corev1.PodReadyToStartContainers, !over(s.Phase), "", "")
@@ -138,6 +139,21 @@ func container(spec *corev1.Container, c podlife.Container) corev1.ContainerStat
 		}
 	}
 	return status
+}
+
+// maxMessages is how much of their messages all containers of a pod show together,
+// in bytes (kubernetes pkg/kubelet/container/runtime.go).
+const maxMessages = 12 << 10
+
+// bound cuts the messages of containers that have ended to each one's part.
+func bound(statuses []corev1.ContainerStatus) {
+	for _, status := range statuses {
+		for _, t := range []*corev1.ContainerStateTerminated{status.State.Terminated, status.LastTerminationState.Terminated} {
+			if t != nil {
+				t.Message = strings.ToValidUTF8(t.Message[:min(len(t.Message), maxMessages/len(statuses))], "")
+			}
+		}
+	}
 }
 
 func terminated(run podlife.Run) *corev1.ContainerStateTerminated {

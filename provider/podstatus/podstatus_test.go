@@ -1,8 +1,10 @@
 package podstatus_test
 
 import (
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -214,5 +216,15 @@ func TestRestore(t *testing.T) {
 				t.Errorf("last run (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestMessagesAreBounded is about containers that have ended with a lot to say.
+func TestMessagesAreBounded(t *testing.T) {
+	long := running().End(podlife.Exit{Code: 1, Reason: podlife.ReasonError, Message: strings.Repeat("é", 8<<10)}, "", finished)
+	status := podstatus.Of(pod(), in(corev1.PodRunning, long.Wait(podlife.ReasonCrashLoop, "")))
+	message := status.ContainerStatuses[0].LastTerminationState.Terminated.Message
+	if len(message) != 6<<10 || !utf8.ValidString(message) {
+		t.Errorf("got a message of %d bytes, want half of 12 KiB, for one of two containers", len(message))
 	}
 }

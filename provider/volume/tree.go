@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -204,26 +203,4 @@ func (f *folder) ReadDir(n int) ([]fs.DirEntry, error) {
 	}
 	f.next += len(left)
 	return entries, nil
-}
-
-// single is a folder with one file of a tree in it, under another name.
-type single struct {
-	tree       *Tree
-	name, file string
-}
-
-// Open implements fs.FS.
-func (s single) Open(name string) (fs.File, error) {
-	switch name {
-	case ".":
-		view := NewTree(nil)
-		if f, err := fs.ReadFile(s.tree, s.file); err == nil {
-			view.Set(map[string][]byte{s.name: f})
-		}
-		return view.Open(".")
-	case s.name:
-		return s.tree.Open(s.file)
-	default:
-		return nil, &fs.PathError{Op: "open", Path: strings.Clone(name), Err: fs.ErrNotExist}
-	}
 }

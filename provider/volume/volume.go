@@ -137,16 +137,15 @@ func (s *Set) Changes() bool {
 
 // Mount is a volume, or a part of it, in a guest's file system.
 type Mount struct {
-	Path     string
-	FS       sys.FS
+	Path string
+	FS   sys.FS
+	// File, unless empty, is the path of a file of FS that is mounted alone.
+	File     string
 	ReadOnly bool
 }
 
 // Mounts returns a container's mounts. expand replaces the references of
 // subPathExpr.
-//
-// A WASI guest opens paths in directories: a single file of a volume is mounted
-// as the directory around it, which then has that file alone.
 func (s *Set) Mounts(c *corev1.Container, expand func(string) string) ([]Mount, error) {
 	mounts := make([]Mount, 0, len(c.VolumeMounts))
 	for _, m := range c.VolumeMounts {
@@ -174,7 +173,7 @@ func (s *Set) Mounts(c *corev1.Container, expand func(string) string) ([]Mount, 
 func (v *held) mount(at, sub string) (Mount, error) {
 	if v.tree != nil {
 		if v.tree.IsFile(sub) {
-			return Mount{Path: path.Dir(at), FS: &sysfs.AdaptFS{FS: single{v.tree, path.Base(at), sub}}, ReadOnly: true}, nil
+			return Mount{Path: at, FS: &sysfs.AdaptFS{FS: v.tree}, File: sub, ReadOnly: true}, nil
 		}
 		if sub == "" {
 			return Mount{Path: at, FS: &sysfs.AdaptFS{FS: v.tree}, ReadOnly: true}, nil

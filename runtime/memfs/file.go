@@ -53,17 +53,30 @@ func (f *FS) resize(n *node, size int64) bool {
 	return true
 }
 
-func (o *file) Dev() (uint64, sys.Errno)             { return 0, 0 }
-func (o *file) Ino() (wasmsys.Inode, sys.Errno)      { return o.node.ino, 0 }
-func (o *file) IsDir() (bool, sys.Errno)             { return o.node.isDir(), 0 }
-func (o *file) IsAppend() bool                       { return o.appends }
-func (o *file) SetAppend(enable bool) sys.Errno      { o.appends = enable; return 0 }
-func (o *file) Stat() (wasmsys.Stat_t, sys.Errno)    { return o.node.stat(), 0 }
-func (o *file) Sync() sys.Errno                      { return 0 }
-func (o *file) Datasync() sys.Errno                  { return 0 }
-func (o *file) Utimens(atime, mtime int64) sys.Errno { o.node.utimens(atime, mtime); return 0 }
+func (o *file) Dev() (uint64, sys.Errno)        { return 0, 0 }
+func (o *file) Ino() (wasmsys.Inode, sys.Errno) { return o.node.ino, 0 }
+func (o *file) IsDir() (bool, sys.Errno)        { return o.node.isDir(), 0 }
+func (o *file) IsAppend() bool                  { return o.appends }
+func (o *file) SetAppend(enable bool) sys.Errno { o.appends = enable; return 0 }
+func (o *file) Sync() sys.Errno                 { return 0 }
+func (o *file) Datasync() sys.Errno             { return 0 }
+
+func (o *file) Stat() (wasmsys.Stat_t, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
+	return o.node.stat(), 0
+}
+
+func (o *file) Utimens(atime, mtime int64) sys.Errno {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
+	o.node.utimens(atime, mtime)
+	return 0
+}
 
 func (o *file) Close() sys.Errno {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
 	if !o.closed {
 		o.closed = true
 		o.node.open--
@@ -72,7 +85,8 @@ func (o *file) Close() sys.Errno {
 	return 0
 }
 
-// check is what each call that reads or writes a file begins with.
+// check is what each call that reads or writes a file begins with. The file
+// system is locked.
 func (o *file) check(may bool) sys.Errno {
 	switch {
 	case o.closed || !may:
@@ -84,12 +98,20 @@ func (o *file) check(may bool) sys.Errno {
 }
 
 func (o *file) Read(b []byte) (int, sys.Errno) {
-	n, errno := o.Pread(b, o.offset)
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
+	n, errno := o.readAt(b, o.offset)
 	o.offset += int64(n)
 	return n, errno
 }
 
 func (o *file) Pread(b []byte, offset int64) (int, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
+	return o.readAt(b, offset)
+}
+
+func (o *file) readAt(b []byte, offset int64) (int, sys.Errno) {
 	if errno := o.check(o.reads); errno != 0 {
 		return 0, errno
 	}
@@ -103,15 +125,23 @@ func (o *file) Pread(b []byte, offset int64) (int, sys.Errno) {
 }
 
 func (o *file) Write(b []byte) (int, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
 	if o.appends {
 		o.offset = int64(len(o.node.data))
 	}
-	n, errno := o.Pwrite(b, o.offset)
+	n, errno := o.writeAt(b, o.offset)
 	o.offset += int64(n)
 	return n, errno
 }
 
 func (o *file) Pwrite(b []byte, offset int64) (int, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
+	return o.writeAt(b, offset)
+}
+
+func (o *file) writeAt(b []byte, offset int64) (int, sys.Errno) {
 	if errno := o.check(o.writes); errno != 0 {
 		return 0, errno
 	}
@@ -129,6 +159,8 @@ func (o *file) Pwrite(b []byte, offset int64) (int, sys.Errno) {
 }
 
 func (o *file) Truncate(size int64) sys.Errno {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
 	if errno := o.check(o.writes); errno != 0 {
 		return errno
 	}
@@ -146,6 +178,8 @@ func (o *file) Truncate(size int64) sys.Errno {
 type position = int64
 
 func (o *file) Seek(offset position, whence int) (int64, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
 	if o.node.isDir() {
 		if offset != 0 || whence != io.SeekStart {
 			return 0, sys.EISDIR
@@ -173,6 +207,8 @@ func (o *file) Seek(offset position, whence int) (int64, sys.Errno) {
 // Readdir returns the next n entries, or all that are left. A name that goes
 // meanwhile is left out.
 func (o *file) Readdir(n int) ([]sys.Dirent, sys.Errno) {
+	o.fs.mu.Lock()
+	defer o.fs.mu.Unlock()
 	if !o.node.isDir() {
 		return nil, sys.ENOTDIR
 	}

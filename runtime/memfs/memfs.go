@@ -1,16 +1,17 @@
-// Package memfs is a file system in memory for one guest: its /tmp, which begins
-// empty and goes with the instance.
+// Package memfs is a file system in memory: a guest's own /tmp, which begins empty
+// and goes with the instance, or a volume that guests share.
 //
 // It implements wazero's sys.FS with POSIX's rules for files, folders and links.
 // What it holds is charged, so that a guest that fills it is denied more; the
-// interface knows no ENOSPC, so that reads EIO. An FS belongs to the goroutine
-// that runs the guest, and costs nothing until something is made in it.
+// interface knows no ENOSPC, so that reads EIO. An FS costs nothing until
+// something is made in it.
 package memfs
 
 import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tetratelabs/wazero/experimental/sys"
@@ -24,15 +25,17 @@ const perNode = 512
 // maxLinks is how many symbolic links a path may lead through, as on Linux.
 const maxLinks = 40
 
-// FS is a file system in memory. The zero value is not usable: see Init.
+// FS is a file system in memory. The zero value is not usable: see Init. It and
+// its files are safe for concurrent use, but for one file's offset.
 type FS struct {
 	sys.UnimplementedFS
+	mu    sync.Mutex // of all that follows, files and their descriptors too
 	room  Room
 	root  node
 	nodes wasmsys.Inode // made so far
 }
 
-// Room is what an FS takes its memory from.
+// Room is what an FS takes its memory from. It is called while the FS is locked.
 type Room interface {
 	// Hold counts bytes more as held, or, below 0, fewer. It may say no to more.
 	Hold(bytes int64) bool
@@ -43,7 +46,9 @@ var _ sys.FS = (*FS)(nil)
 // Init makes f an empty file system that takes what it holds from room. It gives
 // nothing back when it is dropped, or made empty again, with all that is in it.
 func (f *FS) Init(room Room) {
-	*f = FS{room: room, root: node{mode: fs.ModeDir | 0o777, links: 1, ino: 1}, nodes: 1}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.room, f.root, f.nodes = room, node{mode: fs.ModeDir | 0o777, links: 1, ino: 1}, 1
 }
 
 // node is a file, a folder or a symbolic link.
@@ -181,6 +186,8 @@ func (f *FS) drop(n *node) {
 
 // OpenFile implements sys.FS.
 func (f *FS) OpenFile(name string, flag sys.Oflag, perm fs.FileMode) (sys.File, sys.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.find(name, flag&sys.O_NOFOLLOW == 0)
 	if errno != 0 {
 		return nil, errno
@@ -214,6 +221,8 @@ func (f *FS) OpenFile(name string, flag sys.Oflag, perm fs.FileMode) (sys.File, 
 
 // Stat implements sys.FS.
 func (f *FS) Stat(name string) (wasmsys.Stat_t, sys.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, true)
 	if errno != 0 {
 		return wasmsys.Stat_t{}, errno
@@ -223,6 +232,8 @@ func (f *FS) Stat(name string) (wasmsys.Stat_t, sys.Errno) {
 
 // Lstat implements sys.FS.
 func (f *FS) Lstat(name string) (wasmsys.Stat_t, sys.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, false)
 	if errno != 0 {
 		return wasmsys.Stat_t{}, errno
@@ -232,6 +243,8 @@ func (f *FS) Lstat(name string) (wasmsys.Stat_t, sys.Errno) {
 
 // Mkdir implements sys.FS.
 func (f *FS) Mkdir(name string, perm fs.FileMode) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.vacant(name)
 	if errno != 0 {
 		return errno
@@ -246,6 +259,8 @@ func (f *FS) Mkdir(name string, perm fs.FileMode) sys.Errno {
 
 // Chmod implements sys.FS. Modes are kept and mean nothing: there is one user.
 func (f *FS) Chmod(name string, perm fs.FileMode) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, true)
 	if errno == 0 {
 		p.node.mode = p.node.mode.Type() | perm&fs.ModePerm
@@ -255,6 +270,8 @@ func (f *FS) Chmod(name string, perm fs.FileMode) sys.Errno {
 
 // Rename implements sys.FS.
 func (f *FS) Rename(from, to string) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	old, errno := f.existing(from, false)
 	if errno != 0 {
 		return errno
@@ -320,6 +337,8 @@ func holds(dir, at *node) bool {
 
 // Rmdir implements sys.FS.
 func (f *FS) Rmdir(name string) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, false)
 	switch {
 	case errno != 0:
@@ -337,6 +356,8 @@ func (f *FS) Rmdir(name string) sys.Errno {
 
 // Unlink implements sys.FS.
 func (f *FS) Unlink(name string) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, false)
 	switch {
 	case errno != 0:
@@ -350,6 +371,8 @@ func (f *FS) Unlink(name string) sys.Errno {
 
 // Link implements sys.FS.
 func (f *FS) Link(oldPath, newPath string) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	old, errno := f.existing(oldPath, false)
 	if errno != 0 {
 		return errno
@@ -372,6 +395,8 @@ func (f *FS) Link(oldPath, newPath string) sys.Errno {
 // Symlink implements sys.FS. Links lead down from their folder: others are
 // refused, as WASI's own rules have it.
 func (f *FS) Symlink(target, name string) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if target == "" || path.IsAbs(target) || !fs.ValidPath(path.Clean(target)) {
 		return sys.EPERM
 	}
@@ -393,6 +418,8 @@ func (f *FS) Symlink(target, name string) sys.Errno {
 
 // Readlink implements sys.FS.
 func (f *FS) Readlink(name string) (string, sys.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, false)
 	switch {
 	case errno != 0:
@@ -405,6 +432,8 @@ func (f *FS) Readlink(name string) (string, sys.Errno) {
 
 // Utimens implements sys.FS.
 func (f *FS) Utimens(name string, atime, mtime int64) sys.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p, errno := f.existing(name, true)
 	if errno == 0 {
 		p.node.utimens(atime, mtime)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -327,5 +328,39 @@ func TestOpen(t *testing.T) {
 	}
 	if st, errno := f.Lstat("l"); errno != 0 || st.Mode.Type() != fs.ModeSymlink || !slices.Equal([]int64{st.Size}, []int64{1}) {
 		t.Errorf("the link: %+v, %v", st, errno)
+	}
+}
+
+// TestShared is about guests that have one file system: what is written is
+// whole, and what it holds is counted right.
+func TestShared(t *testing.T) {
+	f, r := newFS(1 << 20)
+	const guests, lines = 8, 50
+	var all sync.WaitGroup
+	for g := range guests {
+		all.Go(func() {
+			own := fmt.Sprintf("own-%d", g)
+			for range lines {
+				file, errno := f.OpenFile("log", sys.O_WRONLY|sys.O_CREAT|sys.O_APPEND, 0o600)
+				if errno != 0 {
+					t.Errorf("open log: %v", errno)
+					return
+				}
+				file.Write([]byte("0123456789abcdef\n"))
+				file.Close()
+				f.Mkdir(own, 0o700)
+				f.Rename(own, own+"-moved")
+				f.Rmdir(own + "-moved")
+			}
+		})
+	}
+	all.Wait()
+	st, errno := f.Stat("log")
+	if errno != 0 || st.Size != guests*lines*17 {
+		t.Errorf("got %d bytes, %v, want %d", st.Size, errno, guests*lines*17)
+	}
+	f.Unlink("log")
+	if r.used != 0 {
+		t.Errorf("%d bytes are counted for nothing", r.used)
 	}
 }

@@ -6,6 +6,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/fstest"
+
+	"github.com/tetratelabs/wazero/experimental/sysfs"
+
+	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // image makes a folder as the store has it for an image, with links that lead
@@ -80,5 +85,34 @@ func TestTmpIsBounded(t *testing.T) {
 	}
 	if used := s.group.Usage().Memory; used != 0 {
 		t.Errorf("%d bytes are still counted", used)
+	}
+}
+
+// A file that is mounted by itself is seen beside what is in its folder.
+func TestSingleFiles(t *testing.T) {
+	file := func(at string) File {
+		return File{At: at, File: wasi.File{FS: &sysfs.AdaptFS{FS: fstest.MapFS{"key": {Data: []byte("of " + at + "\n")}}}, Path: "key", ReadOnly: true}}
+	}
+	volume := wasi.Mount{Path: "/vol", FS: &sysfs.AdaptFS{FS: fstest.MapFS{"sub/other": {Data: []byte("other\n")}}}, ReadOnly: true}
+	s := start(t, Spec{Root: image(t), Mounts: []wasi.Mount{volume}, Files: []File{
+		file("/etc/key"), file("/nowhere/deep/key"), file("/nowhere/deep/key2"), file("/vol/sub/key"), file("/tmp/key"), file("/key"),
+	}})
+	for path, want := range map[string]string{
+		"/etc/key": "of /etc/key\n", "/etc/motd": "hello\n",
+		"/nowhere/deep/key": "of /nowhere/deep/key\n", "/nowhere/deep/key2": "of /nowhere/deep/key2\n",
+		"/vol/sub/key": "of /vol/sub/key\n", "/vol/sub/other": "other\n",
+		"/tmp/key": "of /tmp/key\n", "/key": "of /key\n", "/app/data": "data\n",
+	} {
+		if got := call(t.Context(), s, "cat", path).Body.String(); got != want {
+			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+	if got := call(t.Context(), s, "append", "/tmp/x", "cat", "/tmp/x").Body.String(); got != "line\n" {
+		t.Errorf("beside the file in /tmp: got %q", got)
+	}
+	for _, path := range []string{"/etc/key", "/etc/new", "/nowhere/deep/new"} {
+		if got := call(t.Context(), s, "append", path).Body.String(); got == "" {
+			t.Errorf("append to %s: got %q, want an error", path, got)
+		}
 	}
 }

@@ -51,6 +51,8 @@ type Spec struct {
 	// Mounts are directories that the guest sees in its root. Unless one is /tmp,
 	// each instance has one of its own there, in memory.
 	Mounts []wasi.Mount
+	// Files are single files that the guest sees beside what is in their folders.
+	Files []File
 	// ABI says how a request reaches the guest: argv, server, or command, which
 	// is also what none means, if no request does.
 	ABI string

@@ -26,10 +26,11 @@ type descriptor struct {
 
 	// Files and directories. A directory is opened when it is first read: most
 	// of them only begin paths.
-	mount *Mount
-	path  string // in mount.FS
-	file  sys.File
-	dir   *listing // what was read of a directory
+	mount    *Mount
+	path     string // in mount.FS
+	readOnly bool
+	file     sys.File
+	dir      *listing // what was read of a directory
 
 	listener *Listener
 	conn     *conn

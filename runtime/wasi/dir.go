@@ -1,6 +1,10 @@
 package wasi
 
 import (
+	"maps"
+	"path"
+	"slices"
+
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental/sys"
 )
@@ -34,13 +38,18 @@ func (d *descriptor) list(upTo uint64) (*listing, errno) {
 		if e != 0 {
 			return nil, fromSys(e)
 		}
-		d.dir.entries = append(d.dir.entries, more...)
 		d.dir.whole = len(more) == 0
+		for _, entry := range more {
+			if _, covered := d.mount.Files[path.Join(d.path, entry.Name)]; !covered {
+				d.dir.entries = append(d.dir.entries, entry)
+			}
+		}
 	}
 	return d.dir, ok
 }
 
-// newListing begins with the entries that file systems here leave to their users.
+// newListing begins with the entries that file systems here leave to their users,
+// and the files that are mounted in the directory by themselves.
 func newListing(d *descriptor, f sys.File) (*listing, errno) {
 	self, e := f.Ino()
 	if e != 0 {
@@ -52,7 +61,14 @@ func newListing(d *descriptor, f sys.File) (*listing, errno) {
 			parent = st.Ino
 		}
 	}
-	return &listing{entries: []sys.Dirent{{Name: ".", Ino: self, Type: dirMode}, {Name: "..", Ino: parent, Type: dirMode}}}, ok
+	l := &listing{entries: []sys.Dirent{{Name: ".", Ino: self, Type: dirMode}, {Name: "..", Ino: parent, Type: dirMode}}}
+	for _, name := range slices.Sorted(maps.Keys(d.mount.Files)) {
+		f := d.mount.Files[name]
+		if st, e := f.FS.Stat(f.Path); e == 0 && path.Dir(name) == d.path {
+			l.entries = append(l.entries, sys.Dirent{Name: path.Base(name), Ino: st.Ino, Type: st.Mode.Type()})
+		}
+	}
+	return l, ok
 }
 
 // rewind forgets what was read of d, so that it is read again.

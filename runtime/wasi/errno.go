@@ -11,6 +11,7 @@ const (
 	eACCES       errno = 2
 	eAGAIN       errno = 6
 	eBADF        errno = 8
+	eBUSY        errno = 10
 	eEXIST       errno = 20
 	eFAULT       errno = 21
 	eINTR        errno = 27

@@ -267,7 +267,7 @@ func fdAllocate(p *Process, _ api.Memory, a []uint64) errno {
 		return eBADF
 	case a[1] > math.MaxInt64-a[2] || a[2] > math.MaxInt64:
 		return eINVAL
-	case d.mount.ReadOnly:
+	case d.readOnly:
 		return eROFS
 	}
 	st, e := d.file.Stat()
@@ -353,7 +353,7 @@ func fdFilestatSetSize(p *Process, _ api.Memory, a []uint64) errno {
 		return eISDIR
 	case d.kind != kindFile || int64(a[1]) < 0:
 		return eINVAL
-	case d.mount.ReadOnly:
+	case d.readOnly:
 		return eROFS
 	}
 	return fromSys(d.file.Truncate(int64(a[1])))
@@ -368,7 +368,7 @@ func fdFilestatSetTimes(p *Process, _ api.Memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
-	if d.mount.ReadOnly {
+	if d.readOnly {
 		return eROFS
 	}
 	atime, mtime, e := times(int64(a[1]), int64(a[2]), uint16(a[3]))

@@ -24,10 +24,24 @@ const (
 	openTruncate
 )
 
-// place is a path in a mount.
+// place is a path in a mount, or a file that is mounted there by itself.
 type place struct {
 	*Mount
 	path string
+	fs   sys.FS
+	// readOnly refuses whatever would change what is there, single what would put
+	// something else there.
+	readOnly, single bool
+}
+
+// at returns the place of a path of m, which may end in a slash.
+func (m *Mount) at(name string) place {
+	at := place{Mount: m, path: name, fs: m.FS, readOnly: m.ReadOnly}
+	clean := strings.TrimSuffix(name, "/")
+	if f, found := m.Files[clean]; found {
+		at.path, at.fs, at.readOnly, at.single = f.Path+name[len(clean):], f.FS, f.ReadOnly, true
+	}
+	return at
 }
 
 func parentOf(p string) string { return path.Dir(p) }
@@ -55,7 +69,7 @@ func (p *Process) resolve(mem api.Memory, fd, address, size uint64) (place, errn
 	if d.path != "." {
 		clean = d.path + "/" + clean
 	}
-	return place{d.mount, clean}, ok
+	return d.mount.at(clean), ok
 }
 
 func readPath(mem api.Memory, address, size uint64) (string, errno) {
@@ -77,34 +91,43 @@ func readPath(mem api.Memory, address, size uint64) (string, errno) {
 // resolveWritable is resolve for calls that change what is there.
 func (p *Process) resolveWritable(mem api.Memory, fd, address, size uint64) (place, errno) {
 	at, e := p.resolve(mem, fd, address, size)
-	if e == ok && at.ReadOnly {
+	if e == ok && at.readOnly {
 		e = eROFS
 	}
 	return at, e
 }
 
+// resolveName is resolveWritable for calls that change which names there are.
+func (p *Process) resolveName(mem api.Memory, fd, address, size uint64) (place, errno) {
+	at, e := p.resolveWritable(mem, fd, address, size)
+	if e == ok && at.single {
+		e = eBUSY
+	}
+	return at, e
+}
+
 func pathCreateDirectory(p *Process, mem api.Memory, a []uint64) errno {
-	at, e := p.resolveWritable(mem, a[0], a[1], a[2])
+	at, e := p.resolveName(mem, a[0], a[1], a[2])
 	if e != ok {
 		return e
 	}
-	return fromSys(at.FS.Mkdir(at.path, 0o700))
+	return fromSys(at.fs.Mkdir(at.path, 0o700))
 }
 
 func pathRemoveDirectory(p *Process, mem api.Memory, a []uint64) errno {
-	at, e := p.resolveWritable(mem, a[0], a[1], a[2])
+	at, e := p.resolveName(mem, a[0], a[1], a[2])
 	if e != ok {
 		return e
 	}
-	return fromSys(at.FS.Rmdir(at.path))
+	return fromSys(at.fs.Rmdir(at.path))
 }
 
 func pathUnlinkFile(p *Process, mem api.Memory, a []uint64) errno {
-	at, e := p.resolveWritable(mem, a[0], a[1], a[2])
+	at, e := p.resolveName(mem, a[0], a[1], a[2])
 	if e != ok {
 		return e
 	}
-	return fromSys(at.FS.Unlink(at.path))
+	return fromSys(at.fs.Unlink(at.path))
 }
 
 func pathFilestatGet(p *Process, mem api.Memory, a []uint64) errno {
@@ -115,9 +138,9 @@ func pathFilestatGet(p *Process, mem api.Memory, a []uint64) errno {
 	var st wasmsys.Stat_t
 	var failed sys.Errno
 	if uint32(a[1])&lookupFollow != 0 {
-		st, failed = at.FS.Stat(at.path)
+		st, failed = at.fs.Stat(at.path)
 	} else {
-		st, failed = at.FS.Lstat(at.path)
+		st, failed = at.fs.Lstat(at.path)
 	}
 	if failed != 0 {
 		return fromSys(failed)
@@ -135,9 +158,9 @@ func pathFilestatSetTimes(p *Process, mem api.Memory, a []uint64) errno {
 		return e
 	}
 	if uint32(a[1])&lookupFollow != 0 {
-		return fromSys(at.FS.Utimens(at.path, atime, mtime))
+		return fromSys(at.fs.Utimens(at.path, atime, mtime))
 	}
-	f, failed := at.FS.OpenFile(at.path, sys.O_WRONLY|sys.O_NOFOLLOW, 0)
+	f, failed := at.fs.OpenFile(at.path, sys.O_WRONLY|sys.O_NOFOLLOW, 0)
 	if failed != 0 {
 		return fromSys(failed)
 	}
@@ -147,33 +170,33 @@ func pathFilestatSetTimes(p *Process, mem api.Memory, a []uint64) errno {
 }
 
 func pathLink(p *Process, mem api.Memory, a []uint64) errno {
-	from, e := p.resolveWritable(mem, a[0], a[2], a[3])
+	from, e := p.resolveName(mem, a[0], a[2], a[3])
 	if e != ok {
 		return e
 	}
-	to, e := p.resolveWritable(mem, a[4], a[5], a[6])
+	to, e := p.resolveName(mem, a[4], a[5], a[6])
 	switch {
 	case e != ok:
 		return e
 	case from.Mount != to.Mount:
 		return eXDEV
 	}
-	return fromSys(from.FS.Link(from.path, to.path))
+	return fromSys(from.fs.Link(from.path, to.path))
 }
 
 func pathRename(p *Process, mem api.Memory, a []uint64) errno {
-	from, e := p.resolveWritable(mem, a[0], a[1], a[2])
+	from, e := p.resolveName(mem, a[0], a[1], a[2])
 	if e != ok {
 		return e
 	}
-	to, e := p.resolveWritable(mem, a[3], a[4], a[5])
+	to, e := p.resolveName(mem, a[3], a[4], a[5])
 	switch {
 	case e != ok:
 		return e
 	case from.Mount != to.Mount:
 		return eXDEV
 	}
-	return fromSys(from.FS.Rename(from.path, to.path))
+	return fromSys(from.fs.Rename(from.path, to.path))
 }
 
 // pathSymlink refuses links that could lead out of their mount, also after they
@@ -186,7 +209,7 @@ func pathSymlink(p *Process, mem api.Memory, a []uint64) errno {
 	if uint32(a[1]) == 0 || uint32(a[4]) == 0 {
 		return eINVAL
 	}
-	link, e := p.resolveWritable(mem, a[2], a[3], a[4])
+	link, e := p.resolveName(mem, a[2], a[3], a[4])
 	if e != ok {
 		return e
 	}
@@ -198,7 +221,7 @@ func pathSymlink(p *Process, mem api.Memory, a []uint64) errno {
 			return ePERM
 		}
 	}
-	return fromSys(link.FS.Symlink(target, link.path))
+	return fromSys(link.fs.Symlink(target, link.path))
 }
 
 func pathReadlink(p *Process, mem api.Memory, a []uint64) errno {
@@ -210,7 +233,7 @@ func pathReadlink(p *Process, mem api.Memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
-	target, failed := at.FS.Readlink(at.path)
+	target, failed := at.fs.Readlink(at.path)
 	switch {
 	case failed != 0:
 		return fromSys(failed)
@@ -232,7 +255,7 @@ func pathOpen(p *Process, mem api.Memory, a []uint64) errno {
 	switch {
 	case uint32(a[3]) == 0, how&openDirectory != 0 && how&openCreate != 0:
 		return eINVAL
-	case at.ReadOnly && flags&(sys.O_RDWR|sys.O_WRONLY|sys.O_CREAT|sys.O_TRUNC|sys.O_APPEND) != 0:
+	case at.readOnly && flags&(sys.O_RDWR|sys.O_WRONLY|sys.O_CREAT|sys.O_TRUNC|sys.O_APPEND) != 0:
 		if flags&sys.O_CREAT == 0 || !at.exists() || how&(openExclusive|openTruncate) != 0 {
 			return eROFS
 		}
@@ -244,12 +267,12 @@ func pathOpen(p *Process, mem api.Memory, a []uint64) errno {
 }
 
 func (at place) exists() bool {
-	_, e := at.FS.Stat(at.path)
+	_, e := at.fs.Stat(at.path)
 	return e == 0
 }
 
 func (p *Process) openPlace(mem api.Memory, at place, flags sys.Oflag, wantDir bool, result uint32) errno {
-	f, failed := at.FS.OpenFile(at.path, flags, 0o600)
+	f, failed := at.fs.OpenFile(at.path, flags, 0o600)
 	if failed != 0 {
 		return fromSys(failed)
 	}
@@ -262,7 +285,7 @@ func (p *Process) openPlace(mem api.Memory, at place, flags sys.Oflag, wantDir b
 		_ = f.Close()
 		return e
 	}
-	d := descriptor{kind: kindFile, mount: at.Mount, path: path.Clean(at.path), file: f}
+	d := descriptor{kind: kindFile, mount: at.Mount, path: path.Clean(at.path), file: f, readOnly: at.readOnly}
 	if isDir {
 		d.kind = kindDir
 	}

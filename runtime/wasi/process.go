@@ -21,6 +21,18 @@ type Mount struct {
 	FS sys.FS
 	// ReadOnly refuses whatever would change FS.
 	ReadOnly bool
+	// Files are single files that are seen in FS, in place of what it has at their
+	// paths: "etc/app.conf". Their folders must be there.
+	Files map[string]File
+}
+
+// File is a file of a file system that is mounted by itself. A guest can't
+// remove, rename or replace it.
+type File struct {
+	FS sys.FS
+	// Path is where it is in FS.
+	Path     string
+	ReadOnly bool
 }
 
 // Config is what a process starts with. Its slices must not change until Close.
@@ -88,10 +100,10 @@ func (p *Process) Start(ctx context.Context, cfg Config) context.Context {
 		mount := &cfg.Mounts[i]
 		if mount.FS == nil {
 			p.memory.Init(cfg.Room)
-			p.private = Mount{Path: mount.Path, FS: &p.memory}
+			p.private = Mount{Path: mount.Path, FS: &p.memory, Files: mount.Files}
 			mount = &p.private
 		}
-		p.fds = append(p.fds, descriptor{kind: kindDir, mount: mount, path: ".", preopen: true})
+		p.fds = append(p.fds, descriptor{kind: kindDir, mount: mount, path: ".", readOnly: mount.ReadOnly, preopen: true})
 	}
 	if len(cfg.Listeners) > 0 && p.wake == nil {
 		p.wake = make(chan struct{}, 1)

@@ -118,6 +118,7 @@ func testEnds(t *testing.T, w *worker) {
 		{"success", []string{"print", "done"}, corev1.PodSucceeded, 0, "Completed"},
 		{"failure", []string{"complain", "out of milk", "exit", "3"}, corev1.PodFailed, 3, "Error"},
 		{"trap", []string{"trap"}, corev1.PodFailed, 134, "Error"},
+		{"message", []string{"write", "/dev/termination-log", "milk", "exit", "1"}, corev1.PodFailed, 1, "Error"},
 	} {
 		spec := w.spec(corev1.RestartPolicyNever, test.args...)
 		spec.Containers[0].TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
@@ -131,6 +132,10 @@ func testEnds(t *testing.T, w *worker) {
 		case "failure":
 			if ended.Message != "out of milk\n" {
 				t.Errorf("got message %q, want the end of the log", ended.Message)
+			}
+		case "message":
+			if ended.Message != "milk" {
+				t.Errorf("got message %q, want what the guest wrote", ended.Message)
 			}
 		case "trap":
 			if !strings.Contains(ended.Message, "unreachable") || !strings.Contains(w.logs(t, "trap"), "wasm stack trace") {
