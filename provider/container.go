@@ -20,6 +20,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
+	"github.com/wisp-serving/wisp/provider/volume"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/oci"
@@ -60,7 +61,9 @@ type function struct {
 	// was begun then; both are nil for others.
 	logs  *relay
 	ahead *aheadRun
-	log   *podlog.Writer
+	// volumes are what it was started with ahead of its Pod; nil without any.
+	volumes *volume.Set
+	log     *podlog.Writer
 	// message is what the run leaves behind; nil for what runs without such a file.
 	message *message
 	// front answers a revision's requests; nil without one. routed is whether the

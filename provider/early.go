@@ -51,7 +51,7 @@ type earlyStarts struct {
 	runtime Runtime
 	router  Router
 	lease   time.Duration
-	source  podspec.Source
+	objects Objects
 	facts   func() podspec.Facts
 	outlook Outlook
 	log     *zap.SugaredLogger
@@ -159,7 +159,7 @@ func (e *earlyStarts) begin(revision revisionKey) (*earlyFunction, error) {
 func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, error) {
 	t, revision := ef.template, ef.template.spec.Revision
 	container := t.spec.Containers[0]
-	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.source)
+	resolved, err := container.Resolve(ctx, t.pod, e.facts(), e.objects)
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
@@ -177,12 +177,16 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 	spec := sandboxSpec(ef.id, t.image, t.spec, container, resolved)
 	logs := newRelay(guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)})
 	spec.Stdout, spec.Stderr = logs.writer(stdout), logs.writer(stderr)
+	volumes, err := e.mount(ctx, t, &spec, resolved)
+	if err != nil {
+		return nil, fmt.Errorf("start revision %s: %w", revision, err)
+	}
 	spec.Proven = true // as a template: it was admitted after it had started
 	sb, err := e.runtime.Start(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start revision %s: %w", revision, err)
 	}
-	f := &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs}
+	f := &function{Sandbox: sb, target: types.UID(ef.id), imageID: t.image.Reference, requests: answersRequests(spec.ABI), logs: logs, volumes: volumes}
 	if f.front, err = queueproxy.New(frontConfig(t.spec, f, e.facts().PodIPs, e.metrics)); err != nil {
 		return nil, errors.Join(err, sb.Close(ctx))
 	}

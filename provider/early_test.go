@@ -5,24 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/tetratelabs/wazero/experimental/sys"
 	"go.uber.org/zap/zaptest"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
+	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // sortKey names the revision of the stand's pods.
@@ -203,6 +211,54 @@ func TestEarlyStart(t *testing.T) {
 		id := strings.TrimPrefix(<-s.router.changes, "add ")
 		s.expect(t, "remove "+id)
 	})
+	t.Run("with what it takes from ConfigMaps and Secrets, as they are now", func(t *testing.T) {
+		s, image := admitted(t, needsObjects)
+		s.objects.set("blue", "s3cret")
+		specs := s.recordStarts()
+		startEarly(t, s)
+		spec := <-specs
+		if !slices.Contains(spec.Env, "COLOR=blue") || !slices.Contains(spec.Env, "token=s3cret") {
+			t.Errorf("got environment %q, want the ConfigMap's and the Secret's", spec.Env)
+		}
+		if got := content(t, spec.Mounts, "/keys", "token"); got != "s3cret" {
+			t.Errorf("got %q in the volume, want s3cret", got)
+		}
+		// The pod that adopts it keeps its volume up to date.
+		pod := s.pod("second", "second", image, needsObjects)
+		s.objects.create(t, s.client, "red", "n3w")
+		s.create(t, pod)
+		s.awaitReady(t, "second")
+		s.refreshOnce(t.Context())
+		if got := content(t, spec.Mounts, "/keys", "token"); got != "n3w" {
+			t.Errorf("after the Secret's change got %q in the volume, want n3w", got)
+		}
+	})
+	t.Run("not with a ConfigMap or a Secret that may have changed", func(t *testing.T) {
+		s, _ := admitted(t, needsObjects)
+		s.objects.lose()
+		if err := s.StartEarly(t.Context(), sortKey, "rev"); err == nil || !strings.Contains(err.Error(), "no current copy") {
+			t.Errorf("got %v, want to wait for the pod", err)
+		}
+		s.objects.set("blue", "s3cret")
+		startEarly(t, s)
+	})
+	t.Run("and nothing that no revision needs is held", func(t *testing.T) {
+		s, _ := admitted(t, needsObjects)
+		want := []podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}, {Kind: podspec.Secret, Name: "keys"}}
+		if diff := cmp.Diff(map[string][]podspec.Reference{"default/sort-00001/rev": want}, s.objects.all()); diff != "" {
+			t.Errorf("held (-want +got):\n%s", diff)
+		}
+		s.stop()
+		s.objects.holders = nil
+		s.start(t)
+		if diff := cmp.Diff(map[string][]podspec.Reference{"default/sort-00001/rev": want}, s.objects.all()); diff != "" {
+			t.Errorf("held after a restart of the node (-want +got):\n%s", diff)
+		}
+		s.ForgetRevision(sortKey, "rev")
+		if held := s.objects.all(); len(held) != 0 {
+			t.Errorf("got %v held once the revision is gone, want nothing", held)
+		}
+	})
 	t.Run("what it writes goes to the pod that adopts it", func(t *testing.T) {
 		s, image := admitted(t)
 		startEarly(t, s)
@@ -218,6 +274,128 @@ func TestEarlyStart(t *testing.T) {
 	})
 }
 
+// needsObjects has a pod take its environment from the ConfigMap settings and the
+// Secret keys, and mount that at /keys.
+func needsObjects(p *corev1.Pod) {
+	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{
+		Name: "keys", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "keys"}},
+	})
+	c := &p.Spec.Containers[0]
+	c.EnvFrom = append(c.EnvFrom, corev1.EnvFromSource{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}}})
+	c.Env = append(c.Env, corev1.EnvVar{Name: "COLOR", ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}, Key: "color",
+	}}})
+	c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "keys", MountPath: "/keys"})
+}
+
+// content reads a file of a mount.
+func content(t *testing.T, mounts []wasi.Mount, at, name string) string {
+	t.Helper()
+	i := slices.IndexFunc(mounts, func(m wasi.Mount) bool { return m.Path == at })
+	if i < 0 {
+		t.Fatalf("nothing is mounted at %s", at)
+	}
+	file, errno := mounts[i].FS.OpenFile(name, sys.O_RDONLY, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	defer file.Close()
+	buf := make([]byte, 100)
+	n, errno := file.Read(buf)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return string(buf[:n])
+}
+
+// recordStarts returns what is started ahead from now on.
+func (s *stand) recordStarts() <-chan sandbox.Spec {
+	specs := make(chan sandbox.Spec, 10)
+	s.early.runtime = recording{s.early.runtime, specs}
+	return specs
+}
+
+type recording struct {
+	Runtime
+	specs chan<- sandbox.Spec
+}
+
+func (r recording) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbox, error) {
+	r.specs <- spec
+	return r.Runtime.Start(ctx, spec)
+}
+
+// copied is an Objects that has what it is told to: one ConfigMap and one Secret.
+type copied struct {
+	mu       sync.Mutex
+	settings *corev1.ConfigMap // nil: no current copy
+	keys     *corev1.Secret
+	holders  map[string][]podspec.Reference
+}
+
+func (c *copied) set(color, token string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settings = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "settings"}, Data: map[string]string{"color": color}}
+	c.keys = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "keys"}, Data: map[string][]byte{"token": []byte(token)}}
+}
+
+func (c *copied) lose() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settings, c.keys = nil, nil
+}
+
+// create puts the objects, with other contents, where kubelets read them.
+func (c *copied) create(t *testing.T, client *fake.Clientset, color, token string) {
+	t.Helper()
+	c.set(color, token)
+	for _, object := range []k8sruntime.Object{c.settings, c.keys} {
+		if err := client.Tracker().Add(object); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := client.CoreV1().Secrets("default").Update(t.Context(), c.keys, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *copied) ConfigMap(context.Context, string, string) (*corev1.ConfigMap, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.settings == nil {
+		return nil, errors.New("no current copy")
+	}
+	return c.settings, nil
+}
+
+func (c *copied) Secret(context.Context, string, string) (*corev1.Secret, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.keys == nil {
+		return nil, errors.New("no current copy")
+	}
+	return c.keys, nil
+}
+
+func (c *copied) Hold(holder, _ string, refs []podspec.Reference) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holders == nil {
+		c.holders = map[string][]podspec.Reference{}
+	}
+	c.holders[holder] = refs
+	if len(refs) == 0 {
+		delete(c.holders, holder)
+	}
+}
+
+func (c *copied) all() map[string][]podspec.Reference {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.holders)
+}
+
 // admitted is a stand on which a pod of the revision has run and gone, and the
 // pod's image.
 func admitted(t *testing.T, edits ...func(*corev1.Pod)) (*stand, string) {
@@ -228,6 +406,7 @@ func admitted(t *testing.T, edits ...func(*corev1.Pod)) (*stand, string) {
 
 func (s *stand) admitAndEnd(t *testing.T, edits ...func(*corev1.Pod)) string {
 	t.Helper()
+	s.objects.create(t, s.client, "blue", "s3cret") // which a pod may need
 	image := s.push(t, "sort", emptyCommand)
 	pod := s.pod("first", "first", image, edits...)
 	s.create(t, pod)
@@ -306,7 +485,7 @@ func TestTemplatesOnDisk(t *testing.T) {
 	log := zaptest.NewLogger(t).Sugar()
 	open := func(t *testing.T, dir string) *templates {
 		t.Helper()
-		all, err := openTemplates(dir, "wisp-0", log)
+		all, err := openTemplates(dir, "wisp-0", noObjects{}, log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -65,8 +65,8 @@ type Router interface {
 	NewServer(h http.Handler) *http.Server
 }
 
-// Config is what New needs; all fields but Outlook, Metrics and PodMetrics are
-// required.
+// Config is what New needs; all fields but Outlook, Objects, Metrics and PodMetrics
+// are required.
 type Config struct {
 	Node config.Node
 	// Version is Wisp's own, shown as the kubelet's.
@@ -77,6 +77,9 @@ type Config struct {
 	Router  Router
 	// Outlook is asked about starts ahead of Pods; nil knows nothing.
 	Outlook Outlook
+	// Objects gives what starts ahead of Pods need; nil gives nothing, so that what
+	// needs any waits for its Pod.
+	Objects Objects
 	// Metrics takes the durations of requests; nil: nobody does.
 	Metrics *queueproxy.Metrics
 	// PodMetrics returns metrics of one pod's requests, and what answers who scrapes
@@ -125,6 +128,9 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Outlook == nil {
 		cfg.Outlook = blind{}
 	}
+	if cfg.Objects == nil {
+		cfg.Objects = noObjects{}
+	}
 	p := &Provider{
 		cfg:    cfg,
 		source: newSource(cfg.Client),
@@ -142,13 +148,13 @@ func New(cfg Config) (*Provider, error) {
 			return nil, err
 		}
 	}
-	templates, err := openTemplates(filepath.Join(cfg.Node.DataDir, "templates"), cfg.Node.Name, cfg.Log)
+	templates, err := openTemplates(filepath.Join(cfg.Node.DataDir, "templates"), cfg.Node.Name, cfg.Objects, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
 	p.early = &earlyStarts{
 		runtime: cfg.Runtime, router: cfg.Router, lease: cfg.Node.EarlyStartLease.Duration,
-		source: p.source, facts: p.facts, outlook: cfg.Outlook, log: cfg.Log, metrics: cfg.Metrics,
+		objects: cfg.Objects, facts: p.facts, outlook: cfg.Outlook, log: cfg.Log, metrics: cfg.Metrics,
 		templates: templates, functions: make(map[revisionKey]*earlyFunction),
 	}
 	p.ahead = newAhead(cfg.Runtime, cfg.Log)

@@ -140,6 +140,7 @@ type stand struct {
 	router   *router
 	registry string
 	outlook  *outlook
+	objects  *copied
 	dir      string // the node's
 	settings func(*config.Node)
 	stop     func()
@@ -155,7 +156,7 @@ func newStandWith(t *testing.T, settings func(*config.Node)) *stand {
 	t.Helper()
 	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
 	t.Cleanup(server.Close)
-	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, dir: t.TempDir(), settings: settings}
+	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, objects: &copied{}, dir: t.TempDir(), settings: settings}
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
 	s.client.PrependReactor("update", "pods", s.update)
 	s.start(t)
@@ -213,7 +214,7 @@ func (s *stand) start(t *testing.T) {
 	}
 	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100), drained: make(chan struct{})}
 	close(s.router.drained)
-	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, PodMetrics: podMetrics, Log: log})
+	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, Objects: s.objects, PodMetrics: podMetrics, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

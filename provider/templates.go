@@ -47,6 +47,9 @@ type revisionKey struct {
 
 func keyOf(spec podspec.Spec) revisionKey { return revisionKey{spec.Revision, spec.RevisionUID} }
 
+// holder names the revision to Objects.
+func (k revisionKey) holder() string { return k.String() + "/" + string(k.uid) }
+
 // The bounds of what is kept: templates, and the bytes of one on disk. An object
 // in etcd is at most 1.5 MiB.
 const (
@@ -58,9 +61,10 @@ const (
 // a node that was restarted starts what it ran before. It is safe for concurrent
 // use.
 type templates struct {
-	dir  string
-	node string // this node's name
-	log  *zap.SugaredLogger
+	dir     string
+	node    string  // this node's name
+	objects Objects // told what the templates need
+	log     *zap.SugaredLogger
 
 	mu  sync.Mutex
 	all map[revisionKey]template
@@ -76,8 +80,8 @@ type savedTemplate struct {
 
 // openTemplates reads those in dir, making it if it isn't there. What can't be
 // read is dropped: its revision waits for its next Pod, once.
-func openTemplates(dir, node string, log *zap.SugaredLogger) (*templates, error) {
-	t := &templates{dir: dir, node: node, log: log, all: make(map[revisionKey]template)}
+func openTemplates(dir, node string, objects Objects, log *zap.SugaredLogger) (*templates, error) {
+	t := &templates{dir: dir, node: node, objects: objects, log: log, all: make(map[revisionKey]template)}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open templates: %w", err)
 	}
@@ -92,7 +96,7 @@ func openTemplates(dir, node string, log *zap.SugaredLogger) (*templates, error)
 			log.Warnw("a template on disk is dropped", "file", path, "error", errors.Join(err, os.Remove(path)))
 			continue
 		}
-		t.all[keyOf(it.spec)] = it
+		t.keep(it)
 	}
 	return t, nil
 }
@@ -167,7 +171,7 @@ func (t *templates) admit(it template) {
 	if known && it.image.ModuleDigest == "" && was.image.Reference == it.image.Reference {
 		it.image = was.image
 	}
-	t.all[key] = it
+	t.keep(it)
 	t.mu.Unlock()
 	if known && was.spec.TemplateHash == it.spec.TemplateHash && was.digest == it.digest && was.image.Reference == it.image.Reference {
 		return // the disk has it
@@ -175,6 +179,17 @@ func (t *templates) admit(it template) {
 	if err := t.write(key, it); err != nil {
 		t.log.Warnw("after a restart of the node, the revision waits for its pod", "key", key.String(), "error", err)
 	}
+}
+
+// keep has it in place of what was known of its revision; mu is held.
+func (t *templates) keep(it template) {
+	key := keyOf(it.spec)
+	t.all[key] = it
+	var refs []podspec.Reference
+	if it.spec.EarlyStart {
+		refs = it.spec.References()
+	}
+	t.objects.Hold(key.holder(), key.Namespace, refs)
 }
 
 // evict drops the oldest; mu is held.
@@ -217,6 +232,7 @@ func (t *templates) prune(exists func(revisionKey) bool) {
 // drop forgets a revision; mu is held.
 func (t *templates) drop(key revisionKey) {
 	delete(t.all, key)
+	t.objects.Hold(key.holder(), key.Namespace, nil)
 	if err := os.Remove(t.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.log.Warnw("the template of a revision stays on disk", "key", key.String(), "error", err)
 	}

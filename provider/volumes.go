@@ -10,7 +10,6 @@ import (
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/volume"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
-	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
 // refreshPeriod is how often volumes from the API are looked at again. A kubelet
@@ -58,18 +57,27 @@ func (c *container) mount(spec *sandbox.Spec, resolved podspec.Resolved) error {
 	c.pod.mu.Lock()
 	set := c.pod.volumes
 	c.pod.mu.Unlock()
-	made, err := set.Mounts(c.spec.Container, resolved.Expand)
-	if err != nil {
+	if err := addMounts(spec, set, c.spec.Container, resolved); err != nil {
 		return configError{err}
 	}
-	for _, m := range made {
-		if m.File != "" {
-			spec.Files = append(spec.Files, sandbox.File{At: m.Path, File: wasi.File{FS: m.FS, Path: m.File, ReadOnly: m.ReadOnly}})
-			continue
-		}
-		spec.Mounts = append(spec.Mounts, wasi.Mount{Path: m.Path, FS: m.FS, ReadOnly: m.ReadOnly})
-	}
 	return nil
+}
+
+// sets returns the volumes of the pod, and those that functions which it has
+// adopted were started with.
+func (p *pod) sets() []*volume.Set {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sets []*volume.Set
+	if p.volumes != nil {
+		sets = append(sets, p.volumes)
+	}
+	for _, f := range p.running {
+		if f.volumes != nil {
+			sets = append(sets, f.volumes)
+		}
+	}
+	return sets
 }
 
 // refreshVolumes keeps what pods see of the API up to date until ctx ends.
@@ -90,14 +98,13 @@ func (p *Provider) refreshVolumes(ctx context.Context) {
 func (p *Provider) refreshOnce(ctx context.Context) {
 	source := p.source.once()
 	for _, it := range p.all() {
-		it.mu.Lock()
-		set := it.volumes
-		it.mu.Unlock()
-		if set == nil || !set.Changes() {
-			continue
-		}
-		if err := set.Refresh(ctx, source); err != nil && ctx.Err() == nil {
-			it.log.Infow("volumes stay as they are", "error", err)
+		for _, set := range it.sets() {
+			if !set.Changes() {
+				continue
+			}
+			if err := set.Refresh(ctx, source); err != nil && ctx.Err() == nil {
+				it.log.Infow("volumes stay as they are", "error", err)
+			}
 		}
 	}
 }

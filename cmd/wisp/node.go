@@ -24,6 +24,7 @@ import (
 	"github.com/wisp-serving/wisp/activator/revisions"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider"
+	"github.com/wisp-serving/wisp/provider/copies"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/watchdog"
@@ -57,6 +58,7 @@ type node struct {
 	fleet     *fleet.Fleet
 	activator *activator.Activator
 	pushers   *activator.Pushers
+	copies    *copies.Copies
 	meters    *meters
 }
 
@@ -114,6 +116,9 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n.copies, err = copies.New(copies.Config{Client: c.copies, Log: log.Named("copies")}); err != nil {
+		return nil, err
+	}
 	if n.meters, err = newMeters(); err != nil {
 		return nil, err
 	}
@@ -128,6 +133,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Runtime: n.runtime,
 		Router:  n.activator,
 		Outlook: n.fleet,
+		Objects: n.copies,
 		Metrics: requests,
 		PodMetrics: func() (*queueproxy.Metrics, http.Handler, error) {
 			pod, err := newPodMeters()
@@ -179,6 +185,7 @@ func (n *node) run(ctx context.Context) error {
 
 	rest.Go(func() error { return n.revisions.Run(outlive) })
 	rest.Go(func() error { return n.pushers.Run(outlive) })
+	rest.Go(func() error { return n.copies.Run(outlive) })
 	rest.Go(func() error { return serveHealth(outlive, n.cfg.HealthAddress, n.ready, n.meters) })
 
 	err := n.revisions.Synced(ctx)
@@ -224,8 +231,10 @@ func (n *node) ready() error {
 // nodeClients are clients of the node's two identities.
 type nodeClients struct {
 	kubelet *kubernetes.Clientset
-	// reader and serving are of the second one.
+	// reader, copies and serving are of the second one. Each has limits of its own:
+	// many watches to begin don't keep anything else waiting.
 	reader  *kubernetes.Clientset
+	copies  *kubernetes.Clientset
 	serving *versioned.Clientset
 }
 
@@ -243,6 +252,9 @@ func clients(cfg config.Node) (nodeClients, error) {
 		return c, fmt.Errorf("make the kubelet's client: %w", err)
 	}
 	if c.reader, err = kubernetes.NewForConfig(readerConfig); err != nil {
+		return c, fmt.Errorf("make the reader's client: %w", err)
+	}
+	if c.copies, err = kubernetes.NewForConfig(readerConfig); err != nil {
 		return c, fmt.Errorf("make the reader's client: %w", err)
 	}
 	if c.serving, err = versioned.NewForConfig(readerConfig); err != nil {

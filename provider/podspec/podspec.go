@@ -151,23 +151,30 @@ func (s *Spec) revision(pod *corev1.Pod, proxy *corev1.Container, found *unsuppo
 	s.Concurrency = s.Proxy.Concurrency
 }
 
-// free is whether nothing that the pod's containers start with is one Pod's own,
-// or needs to be looked up under the Pod's name. An implicit token doesn't count:
-// most functions never look at theirs.
+// free is whether nothing that the pod's containers start with is one Pod's own. An
+// implicit token doesn't count: most functions never look at theirs.
 func (s *Spec) free() bool {
 	if len(s.Containers) != 1 || len(s.Init) > 0 {
 		return false
 	}
 	c := s.Containers[0]
-	if len(c.EnvFrom) > 0 {
-		return false
-	}
 	for _, e := range c.Env {
-		if e.ValueFrom != nil && (e.ValueFrom.FieldRef == nil || slices.Contains(ownFields, e.ValueFrom.FieldRef.FieldPath)) {
+		if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil && slices.Contains(ownFields, e.ValueFrom.FieldRef.FieldPath) {
 			return false
 		}
 	}
-	return !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath != TokenPath })
+	return !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+		return !IsImplicitToken(m) && !shared(s.Volumes[m.Name])
+	})
+}
+
+// shared is whether a volume is the same in every pod of a template: all of it is
+// from ConfigMaps and Secrets.
+func shared(v corev1.Volume) bool {
+	if v.Projected != nil {
+		return !slices.ContainsFunc(v.Projected.Sources, func(p corev1.VolumeProjection) bool { return p.ConfigMap == nil && p.Secret == nil })
+	}
+	return v.ConfigMap != nil || v.Secret != nil
 }
 
 // ownFields differ between the pods of one template.
@@ -175,3 +182,9 @@ var ownFields = []string{"metadata.name", "metadata.uid", "status.podIP", "statu
 
 // TokenPath is where the ServiceAccount admission mounts a pod's token.
 const TokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// IsImplicitToken is whether a mount is the one that the ServiceAccount admission
+// adds to each container.
+func IsImplicitToken(m corev1.VolumeMount) bool {
+	return m.MountPath == TokenPath && strings.HasPrefix(m.Name, "kube-api-access-")
+}

@@ -57,6 +57,86 @@ func knativePod(edits ...func(*corev1.Pod)) *corev1.Pod {
 	return pod
 }
 
+// TestEarlyStart is about what a function's start ahead of its Pod can know.
+func TestEarlyStart(t *testing.T) {
+	volume := func(source corev1.VolumeSource) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "v", VolumeSource: source})
+			c := &p.Spec.Containers[0]
+			c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "v", MountPath: "/v"})
+		}
+	}
+	projected := func(sources ...corev1.VolumeProjection) func(*corev1.Pod) {
+		return volume(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: sources}})
+	}
+	env := func(env ...corev1.EnvVar) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.Containers[0].Env = env }
+	}
+	token := corev1.VolumeProjection{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}
+	settings := corev1.VolumeProjection{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}}}
+	tests := []struct {
+		name  string
+		edit  func(*corev1.Pod)
+		early bool
+		refs  []podspec.Reference
+	}{
+		{"what needs nothing but the implicit token", func(*corev1.Pod) {}, true, nil},
+		{
+			"keys, each object once", env(
+				corev1.EnvVar{Name: "A", ValueFrom: secretKey("keys", "token", false)}, corev1.EnvVar{Name: "B", ValueFrom: configMapKey("settings", "color", true)},
+				corev1.EnvVar{Name: "C", ValueFrom: secretKey("keys", "user", false)},
+			), true,
+			[]podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}, {Kind: podspec.Secret, Name: "keys"}},
+		},
+		{
+			"whole objects", func(p *corev1.Pod) {
+				p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{fromSecret("keys", false), fromConfigMap("", "settings", false)}
+			}, true,
+			[]podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}, {Kind: podspec.Secret, Name: "keys"}},
+		},
+		{"a Secret's volume", volume(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "keys"}}), true, []podspec.Reference{{Kind: podspec.Secret, Name: "keys"}}},
+		{
+			"a ConfigMap's volume", volume(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}}}), true,
+			[]podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}},
+		},
+		{"a volume of several", projected(settings, settings), true, []podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}}},
+		{
+			"a Secret where the implicit token would be", func(p *corev1.Pod) {
+				volume(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "keys"}})(p)
+				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: podspec.TokenPath}}
+			}, true,
+			[]podspec.Reference{{Kind: podspec.Secret, Name: "keys"}},
+		},
+		{"a token that is asked for", projected(settings, token), false, []podspec.Reference{{Kind: podspec.ConfigMap, Name: "settings"}}},
+		{"what a pod writes", volume(corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}), false, nil},
+		{"a pod's fields in a volume", volume(corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{}}), false, nil},
+		{"a pod's name", env(fieldEnv("metadata.name")...), false, nil},
+		{"a pod's UID", env(fieldEnv("metadata.uid")...), false, nil},
+		{"what the node tells all its pods", env(fieldEnv("status.hostIP")...), true, nil},
+		{"a limit", env(corev1.EnvVar{Name: "A", ValueFrom: resourceField("limits.memory", "1")}), true, nil},
+		{
+			"a volume that is not mounted", func(p *corev1.Pod) {
+				volume(corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}})(p)
+				p.Spec.Containers[0].VolumeMounts = nil
+			}, true, nil,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := podspec.Parse(knativePod(test.edit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.EarlyStart != test.early {
+				t.Errorf("got early start %v, want %v", got.EarlyStart, test.early)
+			}
+			if diff := cmp.Diff(test.refs, got.References()); diff != "" {
+				t.Errorf("references (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestParse(t *testing.T) {
 	tests := []struct {
 		name string
@@ -66,10 +146,6 @@ func TestParse(t *testing.T) {
 		{"a revision's pod", func(*corev1.Pod) {}, func(*podspec.Spec) {}},
 		{
 			"waiting for the pod can be asked for", func(p *corev1.Pod) { p.Annotations["wisp.dev/early-start"] = "false" },
-			func(s *podspec.Spec) { s.EarlyStart = false },
-		},
-		{
-			"what needs a look-up waits for the pod", func(p *corev1.Pod) { p.Spec.Containers[0].EnvFrom = make([]corev1.EnvFromSource, 1) },
 			func(s *podspec.Spec) { s.EarlyStart = false },
 		},
 		{
