@@ -53,18 +53,7 @@ func attacks(t testing.TB) map[string]attack {
 // start function would fail that.
 func deploy(t testing.TB, r *runtime.Runtime, host, name string, module []byte) *sandbox.Sandbox {
 	t.Helper()
-	ref := host + "/" + strings.ReplaceAll(name, " ", "-") + ":v1"
-	if _, err := oci.Push(t.Context(), oci.PushConfig{Reference: ref, Module: module, FileName: "fn.wasm"}); err != nil {
-		t.Fatal(err)
-	}
-	img, err := r.Pull(t.Context(), oci.Request{Reference: ref})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := r.Start(t.Context(), sandbox.Spec{
-		ID: name, Module: img.ModuleDigest, Argv0: "fn.wasm", ABI: "argv", Proven: true,
-		Memory: 64 << 20, CPURequest: 100, Stderr: io.Discard,
-	})
+	s, err := r.Start(t.Context(), push(t, r, host, name, module))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,8 +150,8 @@ type client struct {
 	url string
 }
 
-func (c client) p99(requests int) time.Duration {
-	took := make([]time.Duration, requests)
+func (c client) p99() time.Duration {
+	took := make([]time.Duration, 1000)
 	for i := range took {
 		time.Sleep(time.Millisecond)
 		asked := time.Now()
@@ -190,26 +179,27 @@ func quantile(of []time.Duration, q float64) time.Duration {
 // the node took for it. A run is 1,000 requests of the neighbour's.
 func BenchmarkHostile(b *testing.B) {
 	cores := goruntime.GOMAXPROCS(0)
-	goruntime.GOMAXPROCS(cores + 1) // as a node does
-	defer goruntime.GOMAXPROCS(cores)
 	all := attacks(b)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		b.Run(name, func(b *testing.B) {
 			r, host := newRuntime(b, b.TempDir()), newRegistry(b)
+			// As a node does, and after the runtime has seen how many cores there are.
+			goruntime.GOMAXPROCS(runtime.Threads(cores))
+			defer goruntime.GOMAXPROCS(cores)
 			neighbour := deploy(b, r, host, "neighbour", wasmtest.Command(wasmtest.Nothing))
 			srv := httptest.NewServer(neighbour)
 			defer srv.Close()
 			c := client{b, srv.URL}
 			s := deploy(b, r, host, name, all[name].module)
 			for b.Loop() {
-				before := c.p99(1000)
+				before := c.p99()
 				pauses := readPauses()
 				ctx, cancel := context.WithCancel(b.Context())
 				var waits []func() []int
 				for range 10 { // again and again, for those that end by themselves
 					waits = append(waits, attackers(ctx, s, all[name].body, 100))
 				}
-				during := c.p99(1000)
+				during := c.p99()
 				b.ReportMetric(float64(resident(b))/(1<<20), "RSS-MiB")
 				cancel()
 				for _, wait := range waits {

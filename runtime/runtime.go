@@ -79,6 +79,12 @@ type Config struct {
 	Log *zap.SugaredLogger
 }
 
+// Threads returns what GOMAXPROCS should be where guests may run on that many
+// cores: a guest keeps its thread for as long as its ration lasts, so the network,
+// the timers and the collector need threads that no guest runs on. The kernel
+// shares the cores among all of them. See RATIONALE.md "Who gets a core?".
+func Threads(cores int) int { return cores + (cores+1)/2 }
+
 // keptMemory bounds the physical memory that waits for the next instances.
 const keptMemory = 128 << 20
 

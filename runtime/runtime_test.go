@@ -18,7 +18,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/config"
@@ -27,8 +26,6 @@ import (
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // newRegistry returns the host of a registry.
 func newRegistry(t testing.TB) string {
@@ -43,7 +40,12 @@ func newRegistry(t testing.TB) string {
 
 func newRuntime(t testing.TB, dir string) *runtime.Runtime {
 	t.Helper()
-	r, err := runtime.New(runtime.Config{DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar()})
+	return open(t, runtime.Config{DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar()})
+}
+
+func open(t testing.TB, cfg runtime.Config) *runtime.Runtime {
+	t.Helper()
+	r, err := runtime.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -169,11 +169,8 @@ func (n *node) newFleet(reader kubernetes.Interface) (*fleet.Fleet, error) {
 func (n *node) run(ctx context.Context) error {
 	outlive, stopRest := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRest()
-	// Guests may have every core for as long as their rations last. One thread more
-	// keeps the network and the timers from waiting for them; the kernel gives it
-	// its turn at once. See runtime/RATIONALE.md "Who gets a core?".
 	cores := goruntime.GOMAXPROCS(0)
-	goruntime.GOMAXPROCS(cores + 1)
+	goruntime.GOMAXPROCS(runtime.Threads(cores))
 	defer goruntime.GOMAXPROCS(cores)
 
 	rest, outlive := errgroup.WithContext(outlive)

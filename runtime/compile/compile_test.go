@@ -92,15 +92,12 @@ func large(n int) []byte {
 	function := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
 	code := append(binary.AppendUvarint(nil, uint64(n)), bytes.Repeat(function, n)...)
 	functions := append(binary.AppendUvarint(nil, uint64(n)), make([]byte, n)...) // all of type 0
-	section := func(id byte, content []byte) []byte {
-		return append(binary.AppendUvarint([]byte{id}, uint64(len(content))), content...)
-	}
 	return wasmtest.Module(
 		wasmtest.Section(1, 1, 0x60, 0, 0),
-		section(3, functions),
+		wasmtest.Section(3, functions...),
 		wasmtest.Section(5, 1, 0, 1),
 		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
-		section(10, code))
+		wasmtest.Section(10, code...))
 }
 
 // A module that takes more than it may is at fault itself, and says so.

@@ -208,7 +208,7 @@ const (
 	// firstStack is what is granted first beyond what every instance has, and
 	// mostStack all of it together, in bytes.
 	firstStack = 256 << 10
-	mostStack  = 4 << 20
+	mostStack  = 1 << 20
 )
 
 // moreStack is what happens when a guest's calls are nested more deeply than its

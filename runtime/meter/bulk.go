@@ -13,6 +13,8 @@ const (
 	// so, where the kernel has to give the pages.
 	partBytes   = 64 << 10
 	partEntries = partBytes / 8
+	// bytesShift is how many bytes a unit of fuel is worth, as a power of 2.
+	bytesShift = 3
 )
 
 // bulk writes an operation whose size is on top of the stack, in parts if it
@@ -43,7 +45,7 @@ func (m *module) large(in instr) bool {
 	case opMemoryCopy, opMemoryFill:
 		return true
 	case opMemoryInit:
-		return uint64(in.a) < uint64(len(m.dataLengths)) && m.dataLengths[in.a] > partBytes
+		return uint64(in.a) < uint64(len(m.data)) && len(m.data[in.a].bytes) > partBytes
 	case opTableInit:
 		return uint64(in.a) < uint64(len(m.elements)) && m.elements[in.a].count > partEntries
 	case opTableFill:
@@ -70,7 +72,7 @@ func (m *module) parts(in instr) helper {
 	}
 	params := append([]byte{3, valueI32}, what...)
 	h := helper{name: in.op.name(), typ: m.typeOf(append(params, valueI32), values())}
-	b := bulkCode{m: m, in: in, asm: asm{1, 1, valueI32}, part: partBytes, costShift: 3}
+	b := bulkCode{m: m, in: in, asm: asm{1, 1, valueI32}, part: partBytes, costShift: bytesShift}
 	if in.op>>8 == prefixMisc && in.op >= opTableInit {
 		b.part, b.costShift = partEntries, 0
 	}
@@ -130,7 +132,7 @@ func (b *bulkCode) leaveIfOut() {
 		b.outOfMemory(paramFrom)
 	case opMemoryInit:
 		b.outOfMemory(paramTo)
-		b.outOfSegment(b.m.dataLengths[b.in.a])
+		b.outOfSegment(uint32(len(b.m.data[b.in.a].bytes)))
 	case opTableFill:
 		b.outOfTable(paramTo, b.in.a)
 	case opTableCopy:
@@ -210,10 +212,12 @@ func (b *bulkCode) again() {
 }
 
 // pay takes what is on the stack from the balance, and checks it.
-func (b *bulkCode) pay() {
-	fuel := b.m.fuelGlobal()
-	b.asm = b.set(localScratch).getGlobal(fuel).get(localScratch).op(i32Sub).tee(localScratch).setGlobal(fuel)
-	b.asm = b.get(localScratch).i32(0).op(i32LtS).block(opIf).call(b.m.helperIndex(helperRefuel)).end()
+func (b *bulkCode) pay() { b.asm = b.m.appendPay(b.asm, localScratch) }
+
+func (m *module) appendPay(a asm, scratch uint32) asm {
+	fuel := m.fuelGlobal()
+	a = a.set(scratch).getGlobal(fuel).get(scratch).op(i32Sub).tee(scratch).setGlobal(fuel)
+	return a.get(scratch).i32(0).op(i32LtS).block(opIf).call(m.helperIndex(helperRefuel)).end()
 }
 
 func (o opcode) name() string {

@@ -91,7 +91,7 @@ func (m *module) encode(o Options) ([]byte, error) {
 	if len(m.exports) > 0 {
 		section(sectionExport, exports)
 	}
-	if m.hasStart {
+	if start != nil {
 		section(sectionStart, start)
 	}
 	if elements := m.encodeElements(); len(elements) > 0 {
@@ -196,10 +196,13 @@ func (m *module) encodeExports(o Options) []byte {
 }
 
 func (m *module) encodeStart(o Options) []byte {
-	if !m.hasStart {
-		return nil
+	switch {
+	case m.loadsData():
+		return appendU32(nil, m.addLoader(o))
+	case m.hasStart:
+		return appendU32(nil, m.entry(m.start, o.Stack))
 	}
-	return appendU32(nil, m.entry(m.start, o.Stack))
+	return nil
 }
 
 // encodeElements appends the functions that code refers to: to the table for

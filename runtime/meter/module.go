@@ -60,10 +60,10 @@ type module struct {
 	start    uint32
 	hasStart bool
 	elements []element
-	// dataLengths is nil without a data section, which is then raw.
+	// dataSection holds data as it was read.
 	dataCount   []byte
 	dataSection []byte
-	dataLengths []uint32
+	data        []data
 	functions   []function
 	// typed says that typed references are used, which the engine has only on
 	// request.
@@ -212,7 +212,7 @@ func (m *module) section(id byte, s *reader, o Options) error {
 	case sectionCode:
 		return m.readCode(s, o)
 	case sectionData:
-		m.readData(s)
+		return m.readData(s)
 	}
 	return nil
 }
@@ -506,28 +506,6 @@ func readElement(s *reader) (e element) {
 	}
 	e.items = s.buf[min(start, s.pos):s.pos]
 	return e
-}
-
-func (m *module) readData(s *reader) {
-	n := s.count()
-	m.dataLengths = make([]uint32, 0, n)
-	for ; n > 0 && s.err == nil; n-- {
-		at := s.pos
-		switch flags := s.u32(); flags {
-		case 0:
-			s.expression()
-		case 1:
-		case 2:
-			s.u32()
-			s.expression()
-		default:
-			s.fail(at, "data segment %#x isn't known", flags)
-		}
-		length := s.u32()
-		s.take(length)
-		m.dataLengths = append(m.dataLengths, length)
-	}
-	m.dataSection = s.buf
 }
 
 func (m *module) readCode(s *reader, o Options) error {

@@ -3,6 +3,7 @@
 package wasmtest
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -42,12 +43,9 @@ func Module(sections ...[]byte) []byte {
 	return module
 }
 
-// Section returns a section of less than 128 bytes.
+// Section returns a section.
 func Section(id byte, content ...byte) []byte {
-	if len(content) > 0x7f {
-		panic("section of more than one length byte")
-	}
-	return append([]byte{id, byte(len(content))}, content...)
+	return append(binary.AppendUvarint([]byte{id}, uint64(len(content))), content...)
 }
 
 // The sections of a module whose function 0 takes and returns nothing.

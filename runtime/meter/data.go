@@ -1,0 +1,128 @@
+package meter
+
+// Active data segments are copied when a module is instantiated, by the engine,
+// in one go. Those of a module that has many bytes of them are made passive, and
+// a start function copies them in parts, between which there are checks.
+
+const (
+	// instantBytes, in all segments, is what isn't worth a start function.
+	instantBytes = 1 << 20
+	// loaderBytes is how much code copies them in one function, so that none is
+	// slow to compile.
+	loaderBytes = 32 << 10
+	// maxData bounds the segments, as in browsers.
+	maxData = 100_000
+)
+
+// data is a data segment.
+type data struct {
+	offset []byte // an expression, or nil if it is passive
+	bytes  []byte
+}
+
+func (m *module) readData(s *reader) error {
+	n := s.count()
+	if n > maxData {
+		return &LimitError{What: "data segments", Got: uint64(n), Max: maxData}
+	}
+	m.data = make([]data, 0, n)
+	for ; n > 0 && s.err == nil; n-- {
+		at := s.pos
+		var d data
+		switch flags := s.u32(); flags {
+		case 0:
+			d.offset = s.expression()
+		case 1:
+		case 2:
+			if memory := s.u32(); memory != 0 {
+				s.fail(at, "memory %d isn't there", memory)
+			}
+			d.offset = s.expression()
+		default:
+			s.fail(at, "data segment %#x isn't known", flags)
+		}
+		d.bytes = s.take(s.u32())
+		m.data = append(m.data, d)
+	}
+	m.dataSection = s.buf
+	return s.err
+}
+
+// loadsData says whether a start function copies the active segments.
+func (m *module) loadsData() bool {
+	sum := 0
+	for _, d := range m.data {
+		if d.offset != nil {
+			sum += len(d.bytes)
+		}
+	}
+	return sum > instantBytes
+}
+
+// addLoader makes all active segments passive, adds what copies them, in their
+// order, and then does what the module's own start function did, and returns its
+// index.
+func (m *module) addLoader(o Options) uint32 {
+	start, locals := asm{0}, asm{1, 1, valueI32}
+	code := locals
+	add := func(name string, code asm) uint32 {
+		m.added.helpers = append(m.added.helpers, helper{name, m.typeOf(values(), values()), code.end()})
+		return m.helperIndex(uint32(len(m.added.helpers) - 1))
+	}
+	flush := func(size int) {
+		if len(code) > size {
+			start = start.call(add("load-data", code))
+			code = locals
+		}
+	}
+	for i := range m.data {
+		d := &m.data[i]
+		if d.offset == nil {
+			continue
+		}
+		code = m.appendFits(code, d)
+		for from := 0; from < len(d.bytes); from += partBytes {
+			size := min(partBytes, len(d.bytes)-from)
+			code = m.appendOffset(code, d).i32(int32(from)).op(i32Add)
+			code = code.i32(int32(from)).i32(int32(size)).misc(opMemoryInit, uint32(i), 0)
+			code = m.appendPay(code.i32(int32(size)>>bytesShift+16), 0) // 16 for the instruction
+			flush(loaderBytes)
+		}
+		code = code.misc(opDataDrop, uint32(i))
+		d.offset = nil
+	}
+	flush(len(locals))
+	if m.hasStart {
+		start = start.call(m.entry(m.start, o.Stack))
+	}
+	m.dataSection = m.encodeData()
+	m.dataCount = appendU32(nil, uint32(len(m.data)))
+	return add("start", start)
+}
+
+// appendFits traps if a segment doesn't fit, before any of it is written: the
+// offset of a part would wrap around at 4 GiB, that of a segment doesn't.
+func (m *module) appendFits(a asm, d *data) asm {
+	a = m.appendOffset(a, d).op(i64ExtendU).i32(int32(len(d.bytes))).op(i64ExtendU, i64Add)
+	a = a.op(byte(opMemorySize), 0, i64ExtendU, byte(opI64Const), 16, i64Shl, i64GtU)
+	return a.block(opIf).op(byte(opUnreachable)).end()
+}
+
+// appendOffset appends a segment's offset without its end.
+func (m *module) appendOffset(a asm, d *data) asm {
+	return m.appendExpressions(a, d.offset)[:len(a)+len(d.offset)-1]
+}
+
+// encodeData appends the segments, all passive.
+func (m *module) encodeData() []byte {
+	size := 8
+	for _, d := range m.data {
+		size += len(d.bytes) + 8
+	}
+	const passive = 1
+	out := appendU32(make([]byte, 0, size), uint32(len(m.data)))
+	for _, d := range m.data {
+		out = append(appendU32(append(out, passive), uint32(len(d.bytes))), d.bytes...)
+	}
+	return out
+}

@@ -1,0 +1,93 @@
+package meter_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/tetratelabs/wazero"
+
+	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
+	"github.com/wisp-serving/wisp/runtime/meter"
+)
+
+// segment is an active data segment at an offset.
+func segment(offset string, content []byte) []byte {
+	return append(binary.AppendUvarint(append([]byte{0}, offset...), uint64(len(content))), content...)
+}
+
+// heavy is a module whose segments overlap, and whose start function looks at
+// what the last of them has written, writes itself, and would trap on segments
+// that haven't been dropped.
+func heavy(segments ...[]byte) []byte {
+	data := binary.AppendUvarint(nil, uint64(len(segments)))
+	for _, s := range segments {
+		data = append(data, s...)
+	}
+	body := []byte{
+		0, 0x41, 5, 0x2d, 0, 0, 0x41, '2', 0x47, 0x04, 0x40, 0x00, 0x0b, // unless byte 5 is 2: unreachable
+		0x41, 6, 0x41, '7', 0x3a, 0, 0, // byte 6 becomes 7
+		0x41, 0, 0x41, 0, 0x41, 0, 0xfc, 8, 0, 0, // memory.init of nothing, from a segment that was dropped
+		0x0b,
+	}
+	return wasmtest.Module(
+		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0), wasmtest.Section(5, 1, 0, 64),
+		wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...),
+		wasmtest.Section(8, 0),
+		wasmtest.Section(12, byte(len(segments))),
+		wasmtest.Section(10, append([]byte{1, byte(len(body))}, body...)...),
+		wasmtest.Section(11, data...))
+}
+
+// TestDataIsLoadedInParts compares the memory of a module with more data than is
+// copied at once, after instantiation, with that of the module as it was.
+func TestDataIsLoadedInParts(t *testing.T) {
+	large := bytes.Repeat([]byte("0123456789abcde"), 100_000)
+	module := heavy(
+		segment("\x41\x00\x0b", large),
+		segment("\x41\x04\x0b", []byte("123")),
+		segment("\x41\x80\x80\xf8\x01\x0b", bytes.Repeat([]byte{'e'}, 128<<10)),
+		segment("\x41\x00\x0b", nil))
+	plain := wazero.NewRuntime(t.Context())
+	defer plain.Close(t.Context())
+	want, err := plain.InstantiateWithConfig(t.Context(), module, wazero.NewModuleConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, 1, 1<<20)
+	got, err := h.instantiate(t, module, meter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _ := want.Memory().Read(0, want.Memory().Size())
+	ours, _ := got.Memory().Read(0, got.Memory().Size())
+	if !bytes.Equal(all, ours) {
+		t.Error("the memories differ")
+	}
+	if parts := len(large) >> 16; h.yields < parts {
+		t.Errorf("the host was called %d times, want once for each of %d parts", h.yields, parts)
+	}
+}
+
+// TestLoadingDataEnds ends an instance whose data is being copied.
+func TestLoadingDataEnds(t *testing.T) {
+	h := newHost(t, 10_000, 5)
+	module := heavy(segment("\x41\x00\x0b", make([]byte, 4<<20)))
+	if _, err := h.instantiate(t, module, meter.Options{}); !errors.Is(err, errSpent) {
+		t.Errorf("got %v, want %v", err, errSpent)
+	}
+}
+
+// TestDataThatDoesNotFit has segments whose ends are beyond the memory, one of
+// them beyond 4 GiB.
+func TestDataThatDoesNotFit(t *testing.T) {
+	for _, offset := range []string{"\x41\x81\x80\xc0\x01\x0b", "\x41\x7f\x0b"} { // 3 MiB and 1, 2^32-1
+		h := newHost(t, meter.MaxRation, 100)
+		_, err := h.instantiate(t, heavy(segment(offset, make([]byte, 1<<20+1))), meter.Options{})
+		if err == nil || !strings.Contains(err.Error(), "unreachable") {
+			t.Errorf("got %v, want a trap before anything is written", err)
+		}
+	}
+}
