@@ -161,6 +161,8 @@ type Gateway struct {
 	// XDSSocket is the Unix socket on which Envoy reads its configuration.
 	// Who may open it may read it: the folder should be the gateway's own.
 	XDSSocket string `json:"xdsSocket"`
+	// XDS serves that to Envoys on other machines as well.
+	XDS XDS `json:"xds"`
 	// Envoy says where the Envoys of this gateway listen.
 	Envoy Envoy `json:"envoy"`
 	// ExternalDomain and InternalDomain are the cluster-internal names of the
@@ -177,6 +179,29 @@ type Gateway struct {
 	// reaches whatever Envoy does. Without it they lead to InternalDomain alone,
 	// as every DomainMapping does.
 	ExternalNames bool `json:"externalNames"`
+}
+
+// XDS configures how Envoys on other machines read their configuration: by TCP and
+// TLS, in which either side shows a certificate.
+type XDS struct {
+	// Address is where the gateway listens for them. Empty: there are none.
+	Address string `json:"address"`
+	// Server is host:port at which an Envoy finds a gateway, and the host is the name
+	// in the gateway's certificate. Empty: Envoy is on the gateway's machine, and uses
+	// the socket.
+	Server string `json:"server"`
+	// Certificates is a folder with tls.crt, tls.key and ca.crt: the gateway's own, or
+	// where Envoy runs, Envoy's. Files that are renewed are used from the next
+	// connection on.
+	Certificates string `json:"certificates"`
+	// ClientName is the DNS name that must be in Envoy's certificate: the authority
+	// may have signed others'.
+	ClientName string `json:"clientName"`
+}
+
+// Files returns the paths of the certificate, its key and the authority's certificate.
+func (x XDS) Files() (certificate, key, authority string) {
+	return filepath.Join(x.Certificates, "tls.crt"), filepath.Join(x.Certificates, "tls.key"), filepath.Join(x.Certificates, "ca.crt")
 }
 
 // Envoy says where Envoy listens and how the gateway probes it.
@@ -280,6 +305,7 @@ func DefaultGateway() Gateway {
 		Cluster:       defaultCluster(),
 		HealthAddress: "127.0.0.1:9450",
 		XDSSocket:     "/run/wisp/xds.sock",
+		XDS:           XDS{Certificates: "/etc/wisp/xds", ClientName: "wisp-envoy"},
 		Envoy: Envoy{
 			HTTPAddress:     "127.0.0.1:8080",
 			HTTPSAddress:    "127.0.0.1:8443",
@@ -431,6 +457,7 @@ func (c Gateway) Validate() error {
 	errs.cluster("cluster", c.Cluster)
 	errs.hostPort("healthAddress", c.HealthAddress)
 	errs.check(filepath.IsAbs(c.XDSSocket) && len(c.XDSSocket) <= maxSocketPath, "xdsSocket", c.XDSSocket, "an absolute path of at most 107 bytes")
+	errs.xds(c)
 	errs.envoy(c.Envoy)
 	errs.check(c.ExternalDomain != "", "externalDomain", c.ExternalDomain, "a host name")
 	errs.check(c.InternalDomain != "", "internalDomain", c.InternalDomain, "a host name")
@@ -466,6 +493,18 @@ func (r *rules) log(l Log) {
 		r.check(false, "log.level", l.Level, "debug, info, warn or error")
 	}
 	r.check(l.Format == "json" || l.Format == "console", "log.format", l.Format, "json or console")
+}
+
+func (r *rules) xds(c Gateway) {
+	if c.XDS.Address != "" {
+		r.hostPort("xds.address", c.XDS.Address)
+	}
+	if c.XDS.Server != "" {
+		r.hostPort("xds.server", c.XDS.Server)
+		r.check(!c.Envoy.Supervise, "xds.server", c.XDS.Server, "empty with envoy.supervise, whose Envoy uses the socket")
+	}
+	r.check(filepath.IsAbs(c.XDS.Certificates), "xds.certificates", c.XDS.Certificates, "an absolute path")
+	r.check(c.XDS.ClientName != "", "xds.clientName", c.XDS.ClientName, "a DNS name")
 }
 
 func (r *rules) envoy(e Envoy) {

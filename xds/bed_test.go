@@ -141,7 +141,7 @@ func (b *bed) startGateway() (stop func()) {
 			queue.Add(key)
 		}
 	}
-	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
+	b.srv = server.New(serverConfig(b.cfg), b.metrics, log)
 	g, err := newGateway(b.cfg, deps{source: clusterSource{b.client}, server: b.srv, settings: b.settings, notify: notify, metrics: b.metrics, log: log})
 	if err != nil {
 		b.t.Fatal(err)

@@ -57,13 +57,21 @@ type envoyProcess struct {
 
 func startEnvoy(t testing.TB, cfg config.Gateway) *envoyProcess {
 	t.Helper()
-	text, err := bootstrap.Render(cfg)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "envoy.yaml")
+	text, err := bootstrap.Render(cfg, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "envoy.yaml")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
+	files, err := bootstrap.Secrets(cfg)
+	if err != nil {
 		t.Fatal(err)
+	}
+	files["envoy.yaml"] = text
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	log := &bytes.Buffer{}
 	e := &envoyProcess{done: make(chan struct{}), out: &bytes.Buffer{}}

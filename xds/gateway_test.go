@@ -173,7 +173,7 @@ func (b *bed) stillGateway(notify func(context.Context, map[types.NamespacedName
 		notify = func(context.Context, map[types.NamespacedName]bool) {}
 	}
 	log := zap.NewNop().Sugar()
-	b.srv = server.New(b.cfg.XDSSocket, b.metrics, log)
+	b.srv = server.New(serverConfig(b.cfg), b.metrics, log)
 	g, err := newGateway(b.cfg, deps{source: clusterSource{b.client}, server: b.srv, notify: notify, metrics: b.metrics, log: log})
 	if err != nil {
 		b.t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 // both.
 func (b *bed) supervise(dir string, changed bool) (stop func()) {
 	b.t.Helper()
-	text, err := bootstrap.Render(b.cfg)
+	text, err := bootstrap.Render(b.cfg, "")
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestSupervisorReplacesEnvoy(t *testing.T) {
 // its pid.
 func (b *bed) leaveEnvoy(dir string) int {
 	b.t.Helper()
-	text, err := bootstrap.Render(b.cfg)
+	text, err := bootstrap.Render(b.cfg, "")
 	if err != nil {
 		b.t.Fatal(err)
 	}

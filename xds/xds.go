@@ -71,7 +71,7 @@ func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway,
 		return err
 	}
 	events := make(chan event.GenericEvent)
-	srv := server.New(cfg.XDSSocket, telemetry.metrics, log)
+	srv := server.New(serverConfig(cfg), telemetry.metrics, log)
 	g, err := newGateway(cfg, deps{
 		source: clusterSource{mgr.GetCache()}, server: srv, settings: changes, notify: send(events, mgr.Elected()), metrics: telemetry.metrics, log: log,
 	})
@@ -110,6 +110,14 @@ func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway,
 	return nil
 }
 
+func serverConfig(cfg config.Gateway) server.Config {
+	certificate, key, authority := cfg.XDS.Files()
+	return server.Config{
+		Socket: cfg.XDSSocket, Address: cfg.XDS.Address,
+		Certificate: certificate, Key: key, Authority: authority, ClientName: cfg.XDS.ClientName,
+	}
+}
+
 // supervise adds to mgr what keeps an Envoy running. The manager waits for it to
 // drain.
 func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log *zap.SugaredLogger) error {
@@ -117,7 +125,7 @@ func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log
 	if err != nil {
 		return err
 	}
-	start, err := bootstrap.Render(cfg)
+	start, err := bootstrap.Render(cfg, "")
 	if err != nil {
 		return err
 	}

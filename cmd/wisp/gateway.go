@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -72,6 +73,32 @@ func followSettings(ctx context.Context, running config.Gateway, from source[con
 	}
 }
 
+// writeBootstrap writes what an Envoy starts from to a file and, where it reaches its
+// gateway by TLS, the names of its secrets beside it.
+func writeBootstrap(cfg config.Gateway, path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	text, err := bootstrap.Render(cfg, filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{}
+	if cfg.XDS.Server != "" {
+		if files, err = bootstrap.Secrets(cfg); err != nil {
+			return err
+		}
+	}
+	files[filepath.Base(path)] = text
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(path), name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func gatewayCommand() *cobra.Command {
 	cmd := roleCommand("gateway", "Configure Envoy, over xDS, from the KIngresses of Wisp's class", config.LoadGateway,
 		runGateway)
@@ -90,12 +117,12 @@ func gatewayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := bootstrap.Render(cfg)
-			if err != nil {
-				return err
-			}
 			if output != "" {
-				return os.WriteFile(output, text, 0o600)
+				return writeBootstrap(cfg, output)
+			}
+			text, err := bootstrap.Render(cfg, "")
+			if err != nil {
+				return fmt.Errorf("%w (with --output, they are put beside the bootstrap)", err)
 			}
 			_, err = cmd.OutOrStdout().Write(text)
 			return err

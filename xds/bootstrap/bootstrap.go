@@ -15,6 +15,7 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -33,16 +34,21 @@ const (
 )
 
 // Render returns the bootstrap of an Envoy of this gateway as YAML, for
-// `envoy -c`. Equal settings give equal bytes.
-func Render(cfg config.Gateway) ([]byte, error) {
-	b, err := bootstrap(cfg)
+// `envoy -c`. Equal settings give equal bytes. Where Envoy reaches its gateway by
+// TCP, dir is the absolute path of a folder with what Secrets returns.
+func Render(cfg config.Gateway, dir string) ([]byte, error) {
+	b, err := bootstrap(cfg, dir)
 	if err != nil {
 		return nil, fmt.Errorf("render bootstrap: %w", err)
 	}
 	if err := b.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("render bootstrap: %w", err)
 	}
-	raw, err := protojson.Marshal(b)
+	return asYAML(b)
+}
+
+func asYAML(m proto.Message) ([]byte, error) {
+	raw, err := protojson.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("render bootstrap: %w", err)
 	}
@@ -50,12 +56,12 @@ func Render(cfg config.Gateway) ([]byte, error) {
 	return yaml.JSONToYAML(raw)
 }
 
-func bootstrap(cfg config.Gateway) (*bootstrapv3.Bootstrap, error) {
+func bootstrap(cfg config.Gateway, dir string) (*bootstrapv3.Bootstrap, error) {
 	admin, err := build.TCP(cfg.Envoy.AdminAddress)
 	if err != nil {
 		return nil, err
 	}
-	control, err := controlPlane(cfg.XDSSocket)
+	control, err := controlPlane(cfg, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +87,8 @@ func bootstrap(cfg config.Gateway) (*bootstrapv3.Bootstrap, error) {
 					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
 						ClusterName: xdsCluster,
 						// A restarted gateway is found again at once: the socket is
-						// local, and there is one of it.
+						// local, and there is one of it. Elsewhere another one may
+						// answer.
 						RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
 							BaseInterval: durationpb.New(100 * time.Millisecond),
 							MaxInterval:  durationpb.New(time.Second),
@@ -102,8 +109,8 @@ func ads() *corev3.ConfigSource {
 	}
 }
 
-// controlPlane returns the cluster of the gateway's socket.
-func controlPlane(socket string) (*clusterv3.Cluster, error) {
+// controlPlane returns the cluster of the gateway: its socket, or its address.
+func controlPlane(cfg config.Gateway, dir string) (*clusterv3.Cluster, error) {
 	options, err := anypb.New(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
@@ -122,10 +129,7 @@ func controlPlane(socket string) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoint := &endpointv3.Endpoint{Address: &corev3.Address{
-		Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: socket}},
-	}}
-	return &clusterv3.Cluster{
+	out := &clusterv3.Cluster{
 		Name:                          xdsCluster,
 		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:                durationpb.New(time.Second),
@@ -133,11 +137,23 @@ func controlPlane(socket string) (*clusterv3.Cluster, error) {
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
 		},
-		LoadAssignment: &endpointv3.ClusterLoadAssignment{
-			ClusterName: xdsCluster,
-			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
-				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: endpoint},
-			}}}},
-		},
-	}, nil
+	}
+	address := &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: cfg.XDSSocket}}}
+	if cfg.XDS.Server != "" {
+		// A name may be of several gateways, and of others tomorrow.
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+		if address, err = build.TCP(cfg.XDS.Server); err != nil {
+			return nil, err
+		}
+		if out.TransportSocket, err = mutualTLS(address.GetSocketAddress().GetAddress(), dir); err != nil {
+			return nil, err
+		}
+	}
+	out.LoadAssignment = &endpointv3.ClusterLoadAssignment{
+		ClusterName: xdsCluster,
+		Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},
+		}}}},
+	}
+	return out, nil
 }

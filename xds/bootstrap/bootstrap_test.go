@@ -17,11 +17,11 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata")
 
 func TestRender(t *testing.T) {
-	got, err := Render(config.DefaultGateway())
+	got, err := Render(config.DefaultGateway(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Render(config.DefaultGateway())
+	again, err := Render(config.DefaultGateway(), "")
 	if err != nil || !bytes.Equal(got, again) {
 		t.Errorf("a second rendering differs, error %v", err)
 	}
@@ -51,7 +51,7 @@ func TestRender(t *testing.T) {
 func TestRenderStats(t *testing.T) {
 	cfg := config.DefaultGateway()
 	cfg.Envoy.StatsAddress = "0.0.0.0:9902"
-	text, err := Render(cfg)
+	text, err := Render(cfg, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestRenderStats(t *testing.T) {
 		}
 	}
 	cfg.Envoy.StatsAddress = "0.0.0.0"
-	if _, err := Render(cfg); err == nil {
+	if _, err := Render(cfg, ""); err == nil {
 		t.Error("an address without a port was taken")
 	}
 }
@@ -69,7 +69,33 @@ func TestRenderStats(t *testing.T) {
 func TestRenderRefusesAddresses(t *testing.T) {
 	cfg := config.DefaultGateway()
 	cfg.Envoy.AdminAddress = "127.0.0.1:99999"
-	if _, err := Render(cfg); err == nil || !strings.Contains(err.Error(), "render bootstrap: parse address 127.0.0.1:99999") {
+	if _, err := Render(cfg, ""); err == nil || !strings.Contains(err.Error(), "render bootstrap: parse address 127.0.0.1:99999") {
 		t.Errorf("error is %v", err)
+	}
+}
+
+func TestRenderElsewhere(t *testing.T) {
+	cfg := config.DefaultGateway()
+	cfg.XDS.Server = "wisp-gateway-xds.wisp-system.svc:18000"
+	text, err := Render(cfg, "/run/wisp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"portValue: 18000", "type: STRICT_DNS", "sni: wisp-gateway-xds.wisp-system.svc", "exact: wisp-gateway-xds.wisp-system.svc", "path: /run/wisp/xds-own.yaml", "path: /run/wisp/xds-authority.yaml"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("bootstrap lacks %q:\n%s", want, text)
+		}
+	}
+	files, err := Secrets(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"xds-own.yaml": "filename: /etc/wisp/xds/tls.key", "xds-authority.yaml": "filename: /etc/wisp/xds/ca.crt"} {
+		if !strings.Contains(string(files[name]), want) {
+			t.Errorf("%s lacks %q:\n%s", name, want, files[name])
+		}
+	}
+	if _, err := Render(cfg, ""); err == nil || !strings.Contains(err.Error(), "xds.server is set") {
+		t.Errorf("error without a folder is %v", err)
 	}
 }

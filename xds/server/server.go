@@ -1,5 +1,5 @@
-// Package server speaks delta ADS with Envoys over a Unix socket and knows what
-// each of them has acknowledged.
+// Package server speaks delta ADS with Envoys, over a Unix socket or over TCP with
+// mutual TLS, and knows what each of them has acknowledged.
 //
 // It publishes one configuration to all who connect; what it should be, and in
 // which order it changes, is decided elsewhere (package snapshot). Package xds
@@ -41,13 +41,15 @@ const (
 	// maxRequest bounds a request. A reconnecting Envoy lists what it holds,
 	// about 100 bytes for each resource.
 	maxRequest = 32 << 20
+	// handshakeTimeout bounds how long a peer may take to become one that asks.
+	handshakeTimeout = 10 * time.Second
 	// maxStreams bounds the streams of one connection; an Envoy needs one.
 	maxStreams = 16
 )
 
 // Server serves one configuration to any number of Envoys.
 type Server struct {
-	socket   string
+	cfg      Config
 	log      *zap.SugaredLogger
 	watches  *watches
 	tracker  *tracker
@@ -55,6 +57,19 @@ type Server struct {
 	watch    Observer
 	rejected atomic.Uint64
 	serving  atomic.Bool
+}
+
+// Config says where Envoys connect.
+type Config struct {
+	// Socket is the path of a Unix socket.
+	Socket string
+	// Address is host:port for Envoys on other machines, or empty.
+	Address string
+	// Certificate, Key and Authority are paths of PEM files, for Address: its own
+	// certificate, and who signs those of clients. They are read for each connection.
+	Certificate, Key, Authority string
+	// ClientName is the DNS name that a client's certificate must have.
+	ClientName string
 }
 
 // Observer is told what goes on. Its methods are called by streams' goroutines and
@@ -66,10 +81,10 @@ type Observer interface {
 	Rejected(r Rejection)
 }
 
-// New returns a Server for the Unix socket at the given path. It opens nothing.
-func New(socket string, o Observer, log *zap.SugaredLogger) *Server {
+// New returns a Server. It opens nothing.
+func New(cfg Config, o Observer, log *zap.SugaredLogger) *Server {
 	s := &Server{
-		socket:   socket,
+		cfg:      cfg,
 		watch:    o,
 		log:      log,
 		watches:  newWatches(cachev3.NewSnapshotCache(true, constantHash{}, quiet(log))),
@@ -116,21 +131,22 @@ func (s *Server) Rejections() uint64 { return s.rejected.Load() }
 // Serving returns an error unless Envoys can connect.
 func (s *Server) Serving() error {
 	if !s.serving.Load() {
-		return fmt.Errorf("xDS socket %s is not open", s.socket)
+		return fmt.Errorf("xDS socket %s is not open", s.cfg.Socket)
 	}
 	return nil
 }
 
-// Run opens the socket and serves until ctx ends. Something must be published
-// before. The socket's file is gone when it returns.
+// Run opens the socket, and the address if there is one, and serves until ctx ends.
+// Something must be published before. The socket's file is gone when it returns.
 func (s *Server) Run(ctx context.Context) error {
-	ln, err := listen(s.socket)
+	listeners, err := s.listen()
 	if err != nil {
 		return err
 	}
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.WaitForHandlers(true), // so that none outlives Run
 		// An Envoy that hangs is gone after 15 s, and no publish waits for it.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
@@ -142,12 +158,14 @@ func (s *Server) Run(ctx context.Context) error {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, deltaOnly{delta: ads})
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		if err := srv.Serve(ln); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			return fmt.Errorf("serve xDS on %s: %w", s.socket, err)
-		}
-		return nil
-	})
+	for _, ln := range listeners {
+		g.Go(func() error {
+			if err := srv.Serve(ln); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("serve xDS on %s: %w", ln.Addr(), err)
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		srv.Stop() // not GracefulStop: an ADS stream never ends by itself
@@ -155,7 +173,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	s.serving.Store(true)
 	defer s.serving.Store(false)
-	s.log.Infow("serving xDS", "socket", s.socket)
+	s.log.Infow("serving xDS", "socket", s.cfg.Socket, "address", s.cfg.Address)
 	return g.Wait()
 }
 
@@ -228,8 +246,22 @@ func quiet(l *zap.SugaredLogger) log.Logger {
 	return log.LoggerFuncs{WarnFunc: l.Warnf, ErrorFunc: l.Errorf}
 }
 
-// listen opens the socket, in place of one that nobody serves any more.
-func listen(path string) (net.Listener, error) {
+// listen opens what the settings name.
+func (s *Server) listen() ([]net.Listener, error) {
+	socket, err := listenUnix(s.cfg.Socket)
+	if err != nil || s.cfg.Address == "" {
+		return []net.Listener{socket}, err
+	}
+	remote, err := listenTLS(s.cfg)
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	return []net.Listener{socket, remote}, nil
+}
+
+// listenUnix opens the socket, in place of one that nobody serves any more.
+func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of xDS socket: %w", err)
 	}

@@ -173,14 +173,14 @@ func newServer(t *testing.T) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return New(filepath.Join(dir, "x.sock"), nobody{}, zap.NewNop().Sugar())
+	return New(Config{Socket: filepath.Join(dir, "x.sock")}, nobody{}, zap.NewNop().Sugar())
 }
 
 func TestAcknowledgements(t *testing.T) {
 	s := newServer(t)
 	first, second := state(t, "a"), state(t, "a", "b")
 	start(t, s, first)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 
 	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{Pending: 1})
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
@@ -226,7 +226,7 @@ func TestReconnectingEnvoyIsSentNothingItHas(t *testing.T) {
 	s := newServer(t)
 	st := state(t, "a", "b")
 	start(t, s, st)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType, InitialResourceVersions: st.Clusters.Versions()})
 	if resp := c.receive(); len(resp.GetResources())+len(resp.GetRemovedResources()) > 0 {
 		t.Errorf("sent %v again, removed %v", names(resp), resp.GetRemovedResources())
@@ -238,7 +238,7 @@ func TestRepeatedSubscriptionIsAnswered(t *testing.T) {
 	s := newServer(t)
 	st := state(t, "a")
 	start(t, s, st)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	subscribe := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.EndpointType, ResourceNamesSubscribe: []string{"a"}}
 	for range 2 {
 		c.send(subscribe)
@@ -268,7 +268,7 @@ func TestSilence(t *testing.T) {
 	s := newServer(t)
 	st := state(t, "a")
 	start(t, s, st)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	resp := c.receive()
 	want := st.Clusters.Versions()
@@ -286,7 +286,7 @@ func TestSilence(t *testing.T) {
 func TestStopEndsStreams(t *testing.T) {
 	s := newServer(t)
 	stop := start(t, s, state(t, "a"))
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	c.receive()
 	if err := s.Serving(); err != nil {
@@ -298,7 +298,7 @@ func TestStopEndsStreams(t *testing.T) {
 	if got := s.Envoys(resourcev3.ClusterType, nil); got != (Envoys{}) {
 		t.Errorf("streams outlive the server: %+v", got)
 	}
-	if _, err := os.Lstat(s.socket); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(s.cfg.Socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket file: %v, want none", err)
 	}
 	if err := s.Serving(); err == nil {
@@ -314,23 +314,23 @@ func TestListen(t *testing.T) {
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "deep", "x.sock")
 
-	ln, err := listen(path)
+	ln, err := listenUnix(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "another process serves it") {
+	if _, err := listenUnix(path); err == nil || !strings.Contains(err.Error(), "another process serves it") {
 		t.Errorf("second listener: %v", err)
 	}
 	ln.(*net.UnixListener).SetUnlinkOnClose(false)
 	_ = ln.Close()
-	if ln, err = listen(path); err != nil {
+	if ln, err = listenUnix(path); err != nil {
 		t.Fatalf("over a stale socket: %v", err)
 	}
 	_ = ln.Close()
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := listenUnix(path); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("over a file: %v", err)
 	}
 }
@@ -341,7 +341,7 @@ func TestRefusedResourcesAreSentAgain(t *testing.T) {
 	s := newServer(t)
 	first, both, good := state(t, "a"), state(t, "a", "b", "bad"), state(t, "a", "b")
 	start(t, s, first)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	c.ack(c.receive())
 
@@ -379,7 +379,7 @@ func TestRefusedResourcesAreSentAgain(t *testing.T) {
 func TestLateRefusalIsAnsweredAtOnce(t *testing.T) {
 	s := newServer(t)
 	start(t, s, state(t, "a", "bad"))
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	resp := c.receive()
 	good := state(t, "a")
@@ -399,7 +399,7 @@ func TestParkedWatchEndsWithItsStream(t *testing.T) {
 	s := newServer(t)
 	st := state(t, "a")
 	start(t, s, st)
-	c := connect(t, s.socket)
+	c := connect(t, s.cfg.Socket)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType})
 	c.nack(c.receive())
 	await(t, s, resourcev3.ClusterType, st.Clusters.Versions(), Envoys{Rejected: 1, Rejection: "no such thing"})

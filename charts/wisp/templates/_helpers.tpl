@@ -83,7 +83,63 @@ affinity: {{- toYaml . | nindent 2 }}
   "externalDomain" (printf "wisp-gateway.%s.svc.cluster.local" .Release.Namespace)
   "internalDomain" (printf "wisp-gateway-internal.%s.svc.cluster.local" .Release.Namespace)
   "leaseNamespace" .Release.Namespace -}}
+{{- if .Values.gateway.envoy.separate -}}
+{{- $_ := set $own "xds" (dict "address" "0.0.0.0:18000" "certificates" "/etc/wisp-xds") -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $own (deepCopy .Values.gateway.settings)) -}}
+{{- end }}
+
+{{/* The role of the pods that Envoy is in. */}}
+{{- define "wisp.envoyRole" -}}
+{{ ternary "envoy" "gateway" .Values.gateway.envoy.separate }}
+{{- end }}
+
+{{/* What writes the file that Envoy starts from. */}}
+{{- define "wisp.bootstrap" -}}
+- name: bootstrap
+  image: {{ include "wisp.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args:
+    - gateway
+    - bootstrap
+    - --config=/etc/wisp/gateway.yaml
+    - --output=/run/wisp/envoy.yaml
+    {{- if .Values.gateway.envoy.separate }}
+    - --set=xds.server=wisp-gateway-xds.{{ .Release.Namespace }}.svc:18000
+    {{- end }}
+  resources: {{- toYaml .Values.gateway.resources | nindent 4 }}
+  securityContext: {{- include "wisp.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: settings, mountPath: /etc/wisp, readOnly: true}
+    - {name: run, mountPath: /run/wisp}
+{{- end }}
+
+{{/* Envoy. */}}
+{{- define "wisp.envoy" -}}
+- name: envoy
+  image: {{ .Values.gateway.envoy.image }}
+  args:
+    - --config-path=/run/wisp/envoy.yaml
+    - --concurrency={{ .Values.gateway.envoy.concurrency }}
+    - --disable-hot-restart
+  ports:
+    - {name: http, containerPort: 8080}
+    - {name: https, containerPort: 8443}
+    - {name: internal, containerPort: 8081}
+    - {name: internal-tls, containerPort: 8444}
+  # Its admin interface is on loopback: what can be asked from outside is
+  # whether it listens, which it does once it is configured.
+  readinessProbe:
+    tcpSocket: {port: http}
+    periodSeconds: 2
+  resources: {{- toYaml .Values.gateway.envoy.resources | nindent 4 }}
+  securityContext: {{- include "wisp.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: run, mountPath: /run/wisp}
+    - {name: tmp, mountPath: /tmp}
+    {{- if .Values.gateway.envoy.separate }}
+    - {name: certificate, mountPath: /etc/wisp-xds, readOnly: true}
+    {{- end }}
 {{- end }}
 
 {{/* Those of them that a gateway takes only when it starts. */}}
