@@ -1,12 +1,20 @@
 package meter
 
+import (
+	"cmp"
+	"slices"
+)
+
 // Active data segments are copied when a module is instantiated, by the engine,
-// in one go. Those of a module that has many bytes of them are made passive, and
-// a start function copies them in parts, between which there are checks.
+// in one go. Where they have many bytes, the large ones, or all, are made passive,
+// and a start function copies them in parts, between which there are checks.
 
 const (
 	// instantBytes, in all segments, is what isn't worth a start function.
 	instantBytes = 1 << 20
+	// smallSegment is the size of segments that the engine copies anyway, as long
+	// as all of them are at most smallBytes: Go's linker makes up to 100,000.
+	smallSegment, smallBytes = 4 << 10, 4 << 20
 	// loaderBytes is how much code copies them in one function, so that none is
 	// slow to compile.
 	loaderBytes = 32 << 10
@@ -48,21 +56,57 @@ func (m *module) readData(s *reader) error {
 	return s.err
 }
 
-// loadsData says whether a start function copies the active segments.
-func (m *module) loadsData() bool {
-	sum := 0
+// loaded returns the size from which on active segments are copied by a start
+// function: 0 is all, and none is -1.
+func (m *module) loaded() int {
+	sum, small := 0, 0
 	for _, d := range m.data {
-		if d.offset != nil {
-			sum += len(d.bytes)
+		if d.offset == nil {
+			continue
+		}
+		sum += len(d.bytes)
+		if len(d.bytes) < smallSegment {
+			small += len(d.bytes)
 		}
 	}
-	return sum > instantBytes
+	switch {
+	case sum <= instantBytes:
+		return -1
+	case small <= smallBytes && m.dataIsDisjoint():
+		return smallSegment
+	}
+	return 0
 }
 
-// addLoader makes all active segments passive, adds what copies them, in their
-// order, and then does what the module's own start function did, and returns its
-// index.
-func (m *module) addLoader(o Options) uint32 {
+// dataIsDisjoint says whether no active segment overwrites another one, so that
+// their order is free, as far as can be told from their offsets.
+func (m *module) dataIsDisjoint() bool {
+	type span struct{ from, to uint64 }
+	spans := make([]span, 0, len(m.data))
+	for _, d := range m.data {
+		if d.offset == nil {
+			continue
+		}
+		r := reader{buf: d.offset}
+		in := r.instr()
+		if in.op != opI32Const || r.pos != len(d.offset)-1 {
+			return false
+		}
+		spans = append(spans, span{uint64(in.a), uint64(in.a) + uint64(len(d.bytes))})
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	for i := range spans {
+		if i > 0 && spans[i].from < spans[i-1].to {
+			return false
+		}
+	}
+	return true
+}
+
+// addLoader makes active segments passive, from the given size on, adds what
+// copies them, in their order, and then does what the module's own start function
+// did, and returns its index.
+func (m *module) addLoader(least int, o Options) uint32 {
 	start, locals := asm{0}, asm{1, 1, valueI32}
 	code := locals
 	add := func(name string, code asm) uint32 {
@@ -77,7 +121,7 @@ func (m *module) addLoader(o Options) uint32 {
 	}
 	for i := range m.data {
 		d := &m.data[i]
-		if d.offset == nil {
+		if d.offset == nil || len(d.bytes) < least {
 			continue
 		}
 		code = m.appendFits(code, d)
@@ -113,16 +157,20 @@ func (m *module) appendOffset(a asm, d *data) asm {
 	return m.appendExpressions(a, d.offset)[:len(a)+len(d.offset)-1]
 }
 
-// encodeData appends the segments, all passive.
 func (m *module) encodeData() []byte {
 	size := 8
 	for _, d := range m.data {
-		size += len(d.bytes) + 8
+		size += len(d.offset) + len(d.bytes) + 8
 	}
-	const passive = 1
+	const active, passive = 0, 1
 	out := appendU32(make([]byte, 0, size), uint32(len(m.data)))
 	for _, d := range m.data {
-		out = append(appendU32(append(out, passive), uint32(len(d.bytes))), d.bytes...)
+		if d.offset == nil {
+			out = append(out, passive)
+		} else {
+			out = m.appendExpressions(append(out, active), d.offset)
+		}
+		out = append(appendU32(out, uint32(len(d.bytes))), d.bytes...)
 	}
 	return out
 }

@@ -36,38 +36,61 @@ func heavy(segments ...[]byte) []byte {
 		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0), wasmtest.Section(5, 1, 0, 64),
 		wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...),
 		wasmtest.Section(8, 0),
-		wasmtest.Section(12, byte(len(segments))),
+		wasmtest.Section(12, binary.AppendUvarint(nil, uint64(len(segments)))...),
 		wasmtest.Section(10, append([]byte{1, byte(len(body))}, body...)...),
 		wasmtest.Section(11, data...))
 }
 
-// TestDataIsLoadedInParts compares the memory of a module with more data than is
-// copied at once, after instantiation, with that of the module as it was.
+// TestDataIsLoadedInParts compares the memory of modules with more data than is
+// copied at once, after instantiation, with that of the modules as they were.
 func TestDataIsLoadedInParts(t *testing.T) {
 	large := bytes.Repeat([]byte("0123456789abcde"), 100_000)
-	module := heavy(
-		segment("\x41\x00\x0b", large),
-		segment("\x41\x04\x0b", []byte("123")),
-		segment("\x41\x80\x80\xf8\x01\x0b", bytes.Repeat([]byte{'e'}, 128<<10)),
-		segment("\x41\x00\x0b", nil))
-	plain := wazero.NewRuntime(t.Context())
-	defer plain.Close(t.Context())
-	want, err := plain.InstantiateWithConfig(t.Context(), module, wazero.NewModuleConfig())
+	atEnd := segment("\x41\x80\x80\xf8\x01\x0b", bytes.Repeat([]byte{'e'}, 128<<10))
+	for name, module := range map[string][]byte{
+		"one over another": heavy(
+			segment("\x41\x00\x0b", large), segment("\x41\x04\x0b", []byte("123")), atEnd, segment("\x41\x00\x0b", nil)),
+		"side by side": heavy(
+			segment("\x41\x10\x0b", large), segment("\x41\x04\x0b", []byte("123")), atEnd),
+	} {
+		t.Run(name, func(t *testing.T) {
+			plain := wazero.NewRuntime(t.Context())
+			defer plain.Close(t.Context())
+			want, err := plain.InstantiateWithConfig(t.Context(), module, wazero.NewModuleConfig())
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newHost(t, 1, 1<<20)
+			got, err := h.instantiate(t, module, meter.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all, _ := want.Memory().Read(0, want.Memory().Size())
+			ours, _ := got.Memory().Read(0, got.Memory().Size())
+			if !bytes.Equal(all, ours) {
+				t.Error("the memories differ")
+			}
+			if parts := len(large) >> 16; h.yields < parts {
+				t.Errorf("the host was called %d times, want once for each of %d parts", h.yields, parts)
+			}
+		})
+	}
+}
+
+// TestSmallSegmentsAreLeftAlone has as many as Go's linker makes, and one that
+// is large.
+func TestSmallSegmentsAreLeftAlone(t *testing.T) {
+	segments := [][]byte{segment("\x41\x80\x80\x80\x01\x0b", make([]byte, 2<<20))} // at 2 MiB
+	for i := range 50_000 {
+		offset := append([]byte{0x41}, byte(i<<4)|0x80, byte(i>>3)|0x80, byte(i>>10)|0x80, 0, 0x0b) // 16 times i
+		segments = append(segments, segment(string(offset), []byte("12345678")))
+	}
+	module := heavy(segments...)
+	rewritten, err := meter.Rewrite(module, meter.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHost(t, 1, 1<<20)
-	got, err := h.instantiate(t, module, meter.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, _ := want.Memory().Read(0, want.Memory().Size())
-	ours, _ := got.Memory().Read(0, got.Memory().Size())
-	if !bytes.Equal(all, ours) {
-		t.Error("the memories differ")
-	}
-	if parts := len(large) >> 16; h.yields < parts {
-		t.Errorf("the host was called %d times, want once for each of %d parts", h.yields, parts)
+	if more := len(rewritten) - len(module); more > 4<<10 {
+		t.Errorf("it is %d bytes longer, want the loader of one segment", more)
 	}
 }
 

@@ -196,10 +196,10 @@ func (m *module) encodeExports(o Options) []byte {
 }
 
 func (m *module) encodeStart(o Options) []byte {
-	switch {
-	case m.loadsData():
-		return appendU32(nil, m.addLoader(o))
-	case m.hasStart:
+	if least := m.loaded(); least >= 0 {
+		return appendU32(nil, m.addLoader(least, o))
+	}
+	if m.hasStart {
 		return appendU32(nil, m.entry(m.start, o.Stack))
 	}
 	return nil
