@@ -107,9 +107,9 @@ func (r Report) Write(w io.Writer) error {
 	}
 	if r.Reference != "" {
 		line("Reference", "%s", r.Reference)
-		line("Image", "%s", bytes(r.Size))
+		line("Image", "%s", sizeOf(r.Size))
 	}
-	line("Module", "%s, %s", printable(r.Module), bytes(r.ModuleSize))
+	line("Module", "%s, %s", printable(r.Module), sizeOf(r.ModuleSize))
 	line("Digest", "%s", r.ModuleDigest)
 	line("ABI", "%s (%s)", printable(r.ABI), r.ABIFrom)
 	for _, key := range slices.Sorted(maps.Keys(r.Labels)) {
@@ -127,7 +127,7 @@ func (r Report) Write(w io.Writer) error {
 	line("Memory", "%s", r.memory())
 	line("Functions", "%d", r.Outline.Functions)
 	for _, s := range r.Outline.Sections {
-		line("Section", "%s, %s", printable(s.Name), bytes(int64(s.Size)))
+		line("Section", "%s, %s", printable(s.Name), sizeOf(int64(s.Size)))
 	}
 	for _, i := range r.Outline.Imports {
 		line("Import", "%s.%s (%s)", printable(i.Module), printable(i.Name), i.Kind)
@@ -147,14 +147,14 @@ func (r Report) memory() string {
 	case m == nil:
 		return "none of its own"
 	case m.Max == 0:
-		return bytes(m.Min) + " at first, no maximum"
+		return sizeOf(m.Min) + " at first, no maximum"
 	default:
-		return bytes(m.Min) + " at first, " + bytes(m.Max) + " at most"
+		return sizeOf(m.Min) + " at first, " + sizeOf(m.Max) + " at most"
 	}
 }
 
-// bytes writes a size as people read it.
-func bytes(n int64) string {
+// sizeOf writes a size as people read it.
+func sizeOf(n int64) string {
 	const unit = 1024
 	switch {
 	case n < unit:

@@ -29,7 +29,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 	}
 	var status int
-	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), inspectCommand(), compileCommand(&status))
+	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), inspectCommand(), runCommand(&status), compileCommand(&status))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

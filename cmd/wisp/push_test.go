@@ -23,11 +23,14 @@ import (
 	"github.com/wisp-serving/wisp/test/guests"
 )
 
-// TestMain lets the tests compile in a child process as the program does: the
-// child is this binary.
+// asWisp is the variable that makes the tests' binary the program itself.
+const asWisp = "WISP_TEST_AS_WISP"
+
+// TestMain lets the tests run the program as a process: it is this binary. The
+// children in which it compiles have no variables.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == compileName {
-		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	if os.Getenv(asWisp) != "" || len(os.Args) > 1 && os.Args[1] == compileName {
+		main()
 	}
 	os.Exit(m.Run())
 }
