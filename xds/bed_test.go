@@ -149,7 +149,8 @@ func (b *bed) startGateway() (stop func()) {
 	b.g = g
 	g.patience = cmp.Or(b.patience, g.patience)
 	r := &reconciler{
-		client: b.client, board: g.board, prober: newProber(b.cfg.Envoy), envoys: envoys(b.srv, g.source, b.cfg),
+		client: b.client, board: g.board, prober: newProber(),
+		envoys:  locator{server: b.srv, source: g.source, envoy: b.cfg.Envoy, alone: b.cfg.LeaseNamespace == ""}.find,
 		metrics: b.metrics, log: log,
 	}
 

@@ -8,9 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
-	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"knative.dev/networking/pkg/http/header"
 )
@@ -25,14 +25,10 @@ const (
 )
 
 // prober asks Envoys for a KIngress's hash.
-type prober struct {
-	client *http.Client
-	envoy  config.Envoy
-}
+type prober struct{ client *http.Client }
 
-func newProber(envoy config.Envoy) *prober {
+func newProber() *prober {
 	return &prober{
-		envoy: envoy,
 		client: &http.Client{
 			Timeout: probeTimeout,
 			// A connection stays with one of Envoy's workers; a new one for each
@@ -61,13 +57,36 @@ func reach(host, address string) string {
 	}
 }
 
-// prove sends the probes to the Envoy at a host, or on this machine where that is
-// empty, and returns nil when each was answered with hash. It tries several times
-// within some 100 ms, plus what the requests take.
-func (p *prober) prove(ctx context.Context, host, hash string, probes []translate.Probe) error {
+// proveAll sends a KIngress's probes to each Envoy and returns nil when all were
+// answered with its hash. Of several errors it is the same one each time: a status
+// that changes is written, and so probed for, again without backoff.
+func (p *prober) proveAll(ctx context.Context, all places, o outcome) error {
+	for _, probe := range o.probes {
+		at := all[probe.Door]
+		if len(at) == 0 {
+			return fmt.Errorf("no Envoy with the %s listener answers", probe.Door)
+		}
+		errs := make([]error, len(at))
+		var probing sync.WaitGroup
+		for i, address := range at {
+			probing.Go(func() { errs[i] = p.prove(ctx, address, o.hash, probe) })
+		}
+		probing.Wait()
+		for i, err := range errs {
+			if err != nil {
+				return fmt.Errorf("probe %s%s at the %s listener of the Envoy at %s: %w", probe.Host, probe.Path, probe.Door, at[i], err)
+			}
+		}
+	}
+	return nil
+}
+
+// prove sends a probe to an address and returns nil when it was answered with hash.
+// It tries several times within some 100 ms, plus what the requests take.
+func (p *prober) prove(ctx context.Context, address, hash string, probe translate.Probe) error {
 	wait := probeFirstWait
 	for attempt := 1; ; attempt++ {
-		err := p.all(ctx, host, hash, probes)
+		err := p.one(ctx, address, hash, probe)
 		if err == nil || attempt == probeAttempts {
 			return err
 		}
@@ -80,21 +99,11 @@ func (p *prober) prove(ctx context.Context, host, hash string, probes []translat
 	}
 }
 
-func (p *prober) all(ctx context.Context, host, hash string, probes []translate.Probe) error {
-	for _, probe := range probes {
-		if err := p.one(ctx, host, hash, probe); err != nil {
-			return fmt.Errorf("probe %s%s at the %s listener: %w", probe.Host, probe.Path, probe.Door, err)
-		}
-	}
-	return nil
-}
-
-func (p *prober) one(ctx context.Context, host, hash string, probe translate.Probe) error {
+func (p *prober) one(ctx context.Context, address, hash string, probe translate.Probe) error {
 	client, scheme := p.client, "http"
 	if probe.Door.TLS() {
 		client, scheme = secure(p.client, probe.Host), "https"
 	}
-	address := reach(host, addresses(p.envoy)[probe.Door])
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+probe.Path, nil)
 	if err != nil {
 		return err

@@ -9,8 +9,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/wisp-serving/wisp/config"
+	"github.com/google/go-cmp/cmp"
 	"github.com/wisp-serving/wisp/xds/translate"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"knative.dev/networking/pkg/http/header"
 )
 
@@ -42,12 +43,12 @@ func TestProve(t *testing.T) {
 	}, {
 		name:   "another version",
 		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set(header.HashKey, "old") },
-		want:   `probe a.example.com/healthz at the external listener: answer is 200 with K-Network-Hash "old", must be with "hash"`,
+		want:   `: answer is 200 with K-Network-Hash "old", must be with "hash"`,
 		asked:  probeAttempts,
 	}, {
 		name:   "a redirect is no proof",
 		answer: func(w http.ResponseWriter, _ int64) { w.Header().Set("Location", "/"); w.WriteHeader(http.StatusFound) },
-		want:   `probe a.example.com/healthz at the external listener: answer is 302 with K-Network-Hash "", must be with "hash"`,
+		want:   `: answer is 302 with K-Network-Hash "", must be with "hash"`,
 		asked:  probeAttempts,
 	}, {
 		name: "a backend has its own opinion of probes",
@@ -64,18 +65,18 @@ func TestProve(t *testing.T) {
 			w.Header().Set(header.HashKey, "hash")
 			w.WriteHeader(http.StatusServiceUnavailable)
 		},
-		want:  "probe a.example.com/healthz at the external listener: answer is 503",
+		want:  ": answer is 503",
 		asked: probeAttempts,
 	}, {
 		name: "the inner host is not there",
 		answer: func(w http.ResponseWriter, n int64) {
 			w.Header().Set(header.HashKey, "hash")
-			if n%2 == 0 {
+			if n > 1 {
 				w.WriteHeader(http.StatusNotFound)
 			}
 		},
-		want:  "probe a.default/x/healthz at the internal listener: answer is 404",
-		asked: 2 * probeAttempts,
+		want:  ": answer is 404",
+		asked: 1 + probeAttempts,
 	}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,8 +102,8 @@ func TestProve(t *testing.T) {
 				serve(w, r)
 			}))
 			defer internal.Close()
-			p := newProber(config.Envoy{HTTPAddress: external.Listener.Addr().String(), InternalAddress: internal.Listener.Addr().String()})
-			err := p.prove(context.Background(), "", "hash", probes)
+			all := places{translate.External: {external.Listener.Addr().String()}, translate.Internal: {internal.Listener.Addr().String()}}
+			err := newProber().proveAll(context.Background(), all, outcome{hash: "hash", probes: probes})
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error is %v, want %q", err, tt.want)
 			}
@@ -127,7 +128,7 @@ func TestProveSaysTheSameAgain(t *testing.T) {
 	}))
 	defer srv.Close()
 	address := srv.Listener.Addr().String()
-	err := newProber(config.Envoy{HTTPAddress: address}).one(t.Context(), "", "hash", translate.Probe{Door: translate.External, Host: "a.example.com", Path: "/healthz"})
+	err := newProber().one(t.Context(), address, "hash", translate.Probe{Door: translate.External, Host: "a.example.com", Path: "/healthz"})
 	if want := "read " + address + ": read: connection reset by peer"; err == nil || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
 	}
@@ -151,37 +152,65 @@ func TestReach(t *testing.T) {
 // TestEveryEnvoyIsProved has two Envoys, one of which hasn't the KIngress yet.
 func TestEveryEnvoyIsProved(t *testing.T) {
 	ready := atomic.Bool{}
-	serve := func(has func() bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
+	all := places{}
+	for _, has := range []func() bool{func() bool { return true }, ready.Load} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			if has() {
 				w.Header().Set(header.HashKey, "hash")
 			}
-		}
-	}
-	first, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(first.Addr().String())
-	second, err := net.Listen("tcp", "127.0.0.2:"+port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ln, has := range map[net.Listener]func() bool{first: func() bool { return true }, second: ready.Load} {
-		srv := &httptest.Server{Listener: ln, Config: &http.Server{Handler: serve(has)}}
-		srv.Start()
+		}))
 		defer srv.Close()
-	}
-	r := &reconciler{
-		prober: newProber(config.Envoy{HTTPAddress: "0.0.0.0:" + port}),
-		envoys: func(context.Context) ([]string, error) { return []string{"127.0.0.1", "127.0.0.2"}, nil },
+		all.add(translate.External, srv.Listener.Addr().String())
 	}
 	o := outcome{hash: "hash", probes: []translate.Probe{{Door: translate.External, Host: "a.example.com", Path: "/healthz"}}}
-	if err := r.prove(t.Context(), o); err == nil {
+	if err := newProber().proveAll(t.Context(), all, o); err == nil {
 		t.Error("proved, though the second Envoy has it not")
 	}
 	ready.Store(true)
-	if err := r.prove(t.Context(), o); err != nil {
+	if err := newProber().proveAll(t.Context(), all, o); err != nil {
 		t.Error(err)
+	}
+	o.probes[0].Door = translate.Secure
+	if err := newProber().proveAll(t.Context(), all, o); err == nil || err.Error() != "no Envoy with the external-tls listener answers" {
+		t.Errorf("error without an Envoy at the door is %v", err)
+	}
+}
+
+// TestEnvoysAreFound has the Envoys of other gateways behind the gateway's Services.
+func TestEnvoysAreFound(t *testing.T) {
+	b := newBed(t, "127.109.0")
+	b.stillGateway(nil)
+	yes, no := true, false
+	for name, ports := range map[string]map[string]int32{
+		"wisp-gateway":          {"http": 8080, "https": 8443, "other": 1},
+		"wisp-gateway-internal": {"http": 8081},
+	} {
+		s := &discoveryv1.EndpointSlice{ObjectMeta: meta(name), AddressType: discoveryv1.AddressTypeIPv4}
+		s.Namespace = "wisp-system"
+		s.Labels = map[string]string{discoveryv1.LabelServiceName: name}
+		for name, number := range ports {
+			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &name, Port: &number})
+		}
+		s.Endpoints = []discoveryv1.Endpoint{
+			{Addresses: []string{"10.0.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}},
+			{Addresses: []string{"10.0.0.1"}},
+			{Addresses: []string{"10.0.0.3"}, Conditions: discoveryv1.EndpointConditions{Ready: &no}},
+		}
+		b.save(s)
+	}
+	l := locator{server: b.srv, source: clusterSource{b.client}, envoy: b.cfg.Envoy}
+	d := domains{external: b.cfg.ExternalDomain, internal: b.cfg.InternalDomain}
+	got, others, err := l.find(t.Context(), d)
+	want := places{
+		translate.External: {"10.0.0.1:8080", "10.0.0.2:8080"},
+		translate.Secure:   {"10.0.0.1:8443", "10.0.0.2:8443"},
+		translate.Internal: {"10.0.0.1:8081", "10.0.0.2:8081"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || !others || err != nil {
+		t.Errorf("others is %v, error %v; places (-want +got):\n%s", others, err, diff)
+	}
+	l.alone = true
+	if got, others, err := l.find(t.Context(), d); len(got) > 0 || others || err != nil {
+		t.Errorf("alone: %v, %v, %v, want nothing", got, others, err)
 	}
 }

@@ -2,12 +2,10 @@ package xds
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
@@ -22,9 +20,9 @@ type reconciler struct {
 	client client.Client
 	board  *board
 	prober *prober
-	// envoys returns where the Envoys to be proved are: those of this gateway, and
-	// those of others. An empty host is this machine.
-	envoys  func(ctx context.Context) ([]string, error)
+	// envoys returns where the Envoys to be proved are, and whether there are others
+	// than those of this gateway.
+	envoys  func(ctx context.Context, d domains) (all places, others bool, err error)
 	metrics *metrics
 	log     *zap.SugaredLogger
 }
@@ -39,13 +37,17 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if !ok || !ours(ing) {
 		return reconcile.Result{}, nil
 	}
-	status, verdict := judge(ing, o, envoys, silent)
+	all, others, err := r.envoys(ctx, o.domains)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	status, verdict := judge(ing, o, envoys, silent, others)
 	var proof error
 	switch verdict {
 	case keep:
 		return reconcile.Result{}, nil
 	case prove:
-		if proof = r.prove(ctx, o); proof != nil {
+		if proof = r.prober.proveAll(ctx, all, o); proof != nil {
 			status = probeFailed(ing, proof)
 		} else {
 			status = ready(ing, o.domains)
@@ -56,22 +58,6 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	return reconcile.Result{}, proof // an error is what makes the queue back off
-}
-
-// prove probes each Envoy by itself.
-func (r *reconciler) prove(ctx context.Context, o outcome) error {
-	hosts, err := r.envoys(ctx)
-	if err != nil {
-		return err
-	}
-	if len(hosts) == 0 {
-		return errors.New("no Envoy answers any more")
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	for _, host := range hosts {
-		g.Go(func() error { return r.prober.prove(ctx, host, o.hash, o.probes) })
-	}
-	return g.Wait()
 }
 
 // write patches the status where it differs. The patch names the version that it

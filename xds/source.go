@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 
 	"github.com/wisp-serving/wisp/config"
@@ -170,10 +171,12 @@ func podReady(conditions []corev1.PodCondition) bool {
 	return false
 }
 
-// peers returns the addresses behind the gateway's own Service, where it has
-// some: in a cluster, the pods of all gateways, each with an Envoy. domain is
-// the Service's name in the cluster.
-func (s clusterSource) peers(ctx context.Context, domain string) ([]string, error) {
+// peer is an address behind a port of one of the gateway's own Services.
+type peer struct{ port, address string }
+
+// peers returns who is behind one of the gateway's own Services, where it has
+// somebody: in a cluster, all Envoys. domain is the Service's name in the cluster.
+func (s clusterSource) peers(ctx context.Context, domain string) ([]peer, error) {
 	labels := strings.SplitN(domain, ".", 3)
 	if len(labels) < 3 || net.ParseIP(domain) != nil {
 		return nil, nil
@@ -183,11 +186,16 @@ func (s clusterSource) peers(ctx context.Context, domain string) ([]string, erro
 	if err != nil {
 		return nil, fmt.Errorf("list endpoint slices of the gateway's service %s: %w", domain, err)
 	}
-	var out []string
+	var out []peer
 	for _, slice := range list.Items {
 		for _, e := range slice.Endpoints {
-			if ready := e.Conditions.Ready; (ready == nil || *ready) && len(e.Addresses) > 0 {
-				out = append(out, e.Addresses[0])
+			if ready := e.Conditions.Ready; ready != nil && !*ready || len(e.Addresses) == 0 {
+				continue
+			}
+			for _, p := range slice.Ports {
+				if p.Name != nil && p.Port != nil {
+					out = append(out, peer{*p.Name, net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port)))})
+				}
 			}
 		}
 	}

@@ -22,10 +22,11 @@ const (
 	prove
 )
 
-// judge returns the status that follows from how far ing has come. Ready is
+// judge returns the status that follows from how far ing has come; envoys and silent
+// count those of this gateway, and others says that there are more. Ready is
 // taken back only for what concerns ing itself: an Envoy that comes or goes, or
 // a gateway that restarts, changes nothing of what was proved.
-func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int) (v1alpha1.IngressStatus, verdict) {
+func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int, others bool) (v1alpha1.IngressStatus, verdict) {
 	switch {
 	case o.uid != ing.UID || o.generation != ing.Generation:
 		return ing.Status, keep
@@ -35,6 +36,9 @@ func judge(ing *v1alpha1.Ingress, o outcome, envoys, silent int) (v1alpha1.Ingre
 		return ready(ing, o.domains), write
 	case o.awaits:
 		return notReady(ing, "NoEndpoints", "a backend has no endpoint yet, and the generation before is served meanwhile"), write
+	case envoys == 0 && others:
+		// None here will acknowledge anything, and the probe proves the others.
+		return ing.Status, prove
 	case envoys == 0 && silent > 0:
 		return notReady(ing, "EnvoySilent", "Envoy is connected and does not answer"), write
 	case envoys == 0:

@@ -31,6 +31,7 @@ func TestJudge(t *testing.T) {
 		outcome outcome
 		envoys  int
 		silent  int
+		others  bool
 		want    verdict
 		// condition and reason are what is not true in a written status.
 		condition apis.ConditionType
@@ -42,6 +43,8 @@ func TestJudge(t *testing.T) {
 		{name: "not acknowledged yet", ing: fresh, outcome: known, envoys: 1, want: keep},
 		{name: "acknowledged", ing: fresh, outcome: acked, envoys: 1, want: prove},
 		{name: "no Envoy", ing: fresh, outcome: acked, want: write, condition: v1alpha1.IngressConditionLoadBalancerReady, status: corev1.ConditionUnknown, reason: "NoEnvoy"},
+		{name: "Envoys of others", ing: fresh, outcome: known, others: true, want: prove},
+		{name: "Envoys of others, and one that is behind", ing: fresh, outcome: known, envoys: 1, others: true, want: keep},
 		{name: "a silent Envoy", ing: fresh, outcome: acked, silent: 1, want: write, condition: v1alpha1.IngressConditionLoadBalancerReady, status: corev1.ConditionUnknown, reason: "EnvoySilent"},
 		{name: "refused", ing: fresh, outcome: refused, envoys: 1, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
 		{name: "refused without Envoy", ing: fresh, outcome: refused, want: write, condition: v1alpha1.IngressConditionNetworkConfigured, status: corev1.ConditionFalse, reason: "Why"},
@@ -54,7 +57,7 @@ func TestJudge(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			before := tt.ing.DeepCopy()
 			tt.outcome.domains = testDomains
-			status, got := judge(tt.ing, tt.outcome, tt.envoys, tt.silent)
+			status, got := judge(tt.ing, tt.outcome, tt.envoys, tt.silent, tt.others)
 			if got != tt.want {
 				t.Fatalf("verdict %d, want %d", got, tt.want)
 			}

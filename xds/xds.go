@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/go-logr/zapr"
@@ -84,8 +83,8 @@ func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway,
 	r := &reconciler{
 		client:  mgr.GetClient(),
 		board:   g.board,
-		prober:  newProber(cfg.Envoy),
-		envoys:  envoys(srv, g.source, cfg),
+		prober:  newProber(),
+		envoys:  locator{server: srv, source: g.source, envoy: cfg.Envoy, alone: cfg.LeaseNamespace == ""}.find,
 		metrics: telemetry.metrics,
 		log:     log,
 	}
@@ -153,24 +152,6 @@ func (e everywhere) Start(ctx context.Context) error { return e(ctx) }
 
 // NeedLeaderElection implements manager.LeaderElectionRunnable.
 func (everywhere) NeedLeaderElection() bool { return false }
-
-// envoys returns how to learn where Envoys are: those that are connected here, and
-// those of other gateways, which stand behind the same Service.
-func envoys(srv *server.Server, src clusterSource, cfg config.Gateway) func(context.Context) ([]string, error) {
-	return func(ctx context.Context) ([]string, error) {
-		hosts := srv.Hosts()
-		if cfg.LeaseNamespace == "" {
-			return hosts, nil
-		}
-		peers, err := src.peers(ctx, cfg.ExternalDomain)
-		if err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, peers...)
-		slices.Sort(hosts)
-		return slices.Compact(hosts), nil
-	}
-}
 
 // serve seeds the configuration and only then lets Envoys in.
 func serve(ctx context.Context, g *gateway, srv *server.Server) error {

@@ -1,4 +1,5 @@
-// Package conformance runs Knative's own conformance suites against Wisp.
+// Package conformance runs Knative's own conformance suites against Wisp, and what
+// else needs a network as a cluster has it: several gateways.
 //
 // They need pods with addresses that the API server takes for a pod's, which it
 // does not do for loopback, and Envoy on ports 80 and 443. So the tests run in a
@@ -46,6 +47,8 @@ var (
 	suite   tools.KIngress
 	modules map[string]string
 	bridge  *netns.Bridge
+	// envoy and wisp are programs; wisp has the race detector in it.
+	envoy, wisp string
 )
 
 func TestMain(m *testing.M) {
@@ -89,16 +92,19 @@ func build() error {
 		return err
 	}
 	b := &tools.Builder{Root: root, Cache: cache, Report: func(line string) { fmt.Fprintln(os.Stderr, line) }}
-	if _, err := b.Build(ctx); err != nil {
+	programs, err := b.Build(ctx)
+	if err != nil {
 		return err
 	}
+	envoy = programs.Envoy
 	if _, err := b.Guest(ctx, filepath.Join(root, "samples/sort/sort.c")); err != nil {
 		return err
 	}
-	for _, race := range []bool{false, true} {
-		if _, err := b.Wisp(ctx, race); err != nil {
-			return err
-		}
+	if _, err := b.Wisp(ctx, false); err != nil {
+		return err
+	}
+	if wisp, err = b.Wisp(ctx, true); err != nil {
+		return err
 	}
 	if suite, err = b.KIngress(ctx); err != nil {
 		return err
