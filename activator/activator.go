@@ -29,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapio"
 	"golang.org/x/sync/errgroup"
@@ -96,7 +97,11 @@ type Config struct {
 	QueueTimeout time.Duration
 	// DrainTimeout bounds how long Run waits for running requests at its end.
 	DrainTimeout time.Duration
-	Log          *zap.SugaredLogger
+	// Metrics takes how long requests wait for a slot; nil: nobody does.
+	Metrics *Metrics
+	// Traces takes the spans of requests; nil: nobody does.
+	Traces trace.TracerProvider
+	Log    *zap.SugaredLogger
 }
 
 func (c Config) validate() error {
@@ -137,6 +142,7 @@ type Activator struct {
 type entry struct {
 	slots    *slots
 	load     *load
+	waits    *waits // nil: nobody takes them
 	starting atomic.Bool
 	// reason is why the latest start failed, nil after one that didn't.
 	reason atomic.Pointer[string]
@@ -304,7 +310,7 @@ func (a *Activator) entry(key types.NamespacedName) *entry {
 	if e := a.revisions[key]; e != nil {
 		return e
 	}
-	e := &entry{slots: newSlots(queueLimits{a.cfg.QueueDepth, a.cfg.QueueBytes}), load: newLoad(time.Now())}
+	e := &entry{slots: newSlots(queueLimits{a.cfg.QueueDepth, a.cfg.QueueBytes}), load: newLoad(time.Now()), waits: a.cfg.Metrics.of(key)}
 	a.revisions[key] = e
 	return e
 }

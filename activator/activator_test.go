@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 	"k8s.io/apimachinery/pkg/types"
@@ -578,8 +579,13 @@ func (deadlines) SetWriteDeadline(time.Time) error { return nil }
 // BenchmarkServeHTTP is the node's own share of a warm request, over a function
 // that does nothing, beside the same function called bare.
 func BenchmarkServeHTTP(b *testing.B) {
+	m, err := NewMetrics(sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader())))
+	if err != nil {
+		b.Fatal(err)
+	}
 	a, err := New(Config{
-		Addr: "127.0.0.1:0", NodeName: "n", Log: zaptest.NewLogger(b).Sugar(),
+		Metrics: m,
+		Addr:    "127.0.0.1:0", NodeName: "n", Log: zaptest.NewLogger(b).Sugar(),
 		Revisions:  revisionSet{sortKey: {NamespacedName: sortKey, Timeout: time.Minute}},
 		StartEarly: func(context.Context, Revision) error { return nil }, Report: func([]metrics.StatMessage) {},
 		QueueTimeout: time.Minute, DrainTimeout: time.Minute,

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	netheader "knative.dev/networking/pkg/http/header"
 	"knative.dev/serving/pkg/activator"
+
+	"github.com/wisp-serving/wisp/span"
 )
 
 const (
@@ -98,6 +100,7 @@ func rewrite(p *httputil.ProxyRequest) {
 	p.Out.Header.Set(activator.RevisionHeaderNamespace, h.revision.Namespace)
 	p.Out.Header.Set(activator.RevisionHeaderName, h.revision.Name)
 	p.Out.Header.Set(netheader.ProxyKey, activator.Name)
+	span.Pass(p.In.Context(), p.Out.Header)
 }
 
 func hopOf(r *http.Request) *hop { return r.Context().Value(hopKey{}).(*hop) }

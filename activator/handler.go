@@ -7,9 +7,13 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"k8s.io/apimachinery/pkg/types"
 	netheader "knative.dev/networking/pkg/http/header"
 	"knative.dev/serving/pkg/activator"
+
+	"github.com/wisp-serving/wisp/span"
 )
 
 // ServeHTTP is the request's route through the node: probe, identity, revision,
@@ -51,6 +55,14 @@ func (a *Activator) admit(w http.ResponseWriter, r *http.Request, key types.Name
 	}
 	sent := r.Header.Get(netheader.ProxyKey) != "" // by another node, which counts it
 	hideIdentity(r)
+	if a.cfg.Traces != nil {
+		var traced trace.Span
+		r, traced = span.Continue(a.cfg.Traces, r,
+			attribute.String("k8s.namespace.name", key.Namespace),
+			attribute.String("kn.revision.name", key.Name),
+			attribute.String("http.request.method", r.Method))
+		defer traced.End()
+	}
 
 	e := a.entry(key)
 	now := time.Now()
@@ -79,7 +91,11 @@ type call struct {
 // reached.
 func (a *Activator) serve(w http.ResponseWriter, r *http.Request, c call) {
 	for {
+		asked := time.Now()
+		_, waits := span.Begin(r.Context(), span.Queue)
 		t, err := a.slot(r, c)
+		waits.End()
+		c.entry.waits.record(time.Since(asked), err)
 		if err != nil {
 			a.refuse(w, r, c, err)
 			return

@@ -23,6 +23,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/volume"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/measure"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
 )
@@ -217,6 +218,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		return nil, err
 	}
 	spec := sandboxSpec(c.id(c.state().Runs), image, c.pods, c.spec, resolved)
+	spec.Place = measure.Place{Namespace: c.pod.name.Namespace, Revision: c.pods.Revision.Name}
 	if err := c.mount(&spec, resolved); err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/runtime/measure"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
 
@@ -175,6 +176,7 @@ func (e *earlyStarts) run(ctx context.Context, ef *earlyFunction) (*function, er
 		e.templates.admit(t)
 	}
 	spec := sandboxSpec(ef.id, t.image, t.spec, container, resolved)
+	spec.Place = measure.Place{Namespace: revision.Namespace, Revision: revision.Name}
 	logs := newRelay(guestLog{e.log.With("namespace", revision.Namespace, "revision", revision.Name)})
 	spec.Stdout, spec.Stderr = logs.writer(stdout), logs.writer(stderr)
 	volumes, err := e.mount(ctx, t, &spec, resolved)

@@ -12,6 +12,7 @@
 //	memory    mapped memory, and each sandbox's limit
 //	cpu       who gets a core
 //	sandbox   one container: settings, running instances, log
+//	measure   metrics of all of it
 //	api       the errors that they share
 //
 // It knows no Kubernetes. A guest runs on the goroutine of its request. What a
@@ -28,8 +29,11 @@ import (
 	goruntime "runtime"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.uber.org/zap"
 
 	"github.com/wisp-serving/wisp/config"
@@ -37,6 +41,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
+	"github.com/wisp-serving/wisp/runtime/measure"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 	"github.com/wisp-serving/wisp/runtime/oci"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
@@ -75,6 +80,8 @@ type Config struct {
 	Compiler []string
 	// Cores is how many guests may run at once; 0 is GOMAXPROCS.
 	Cores int
+	// Meters takes the metrics of guests; nil: nobody does.
+	Meters metric.MeterProvider
 	// Log is required.
 	Log *zap.SugaredLogger
 }
@@ -96,6 +103,9 @@ type Runtime struct {
 	log     *zap.SugaredLogger
 	store   *oci.Store
 	modules *modcache.Cache
+	metrics *measure.Metrics
+	// unwatch ends the watch of the sandboxes by the metrics.
+	unwatch func()
 
 	mu       sync.Mutex
 	closed   bool
@@ -108,6 +118,13 @@ type Runtime struct {
 func New(cfg Config) (*Runtime, error) {
 	if cfg.Log == nil {
 		return nil, errors.New("new runtime: Log is required")
+	}
+	if cfg.Meters == nil {
+		cfg.Meters = noop.NewMeterProvider()
+	}
+	metrics, err := measure.New(cfg.Meters)
+	if err != nil {
+		return nil, fmt.Errorf("new runtime: %w", err)
 	}
 	store, err := oci.NewStore(oci.StoreConfig{
 		Dir:                filepath.Join(cfg.DataDir, "images"),
@@ -123,22 +140,53 @@ func New(cfg Config) (*Runtime, error) {
 		Memory:  cfg.Guest.CompiledMemory.Value(),
 		Disk:    cfg.Guest.CompiledDisk.Value(),
 		Load:    store.Module,
-		Compile: compiler(cfg),
+		Compile: timed(metrics, compiler(cfg)),
 	})
 	if err != nil {
 		store.Close()
 		return nil, fmt.Errorf("new runtime: %w", err)
 	}
 	cores := cmp.Or(cfg.Cores, goruntime.GOMAXPROCS(0))
-	return &Runtime{
+	r := &Runtime{
 		memory:    cfg.Guest.Memory.Value(),
 		host:      instance.NewHost(instance.HostConfig{Cores: cores, KeptMemory: keptMemory}),
 		limits:    guest.DefaultLimits(int(cfg.Guest.OutputSize.Value())),
 		log:       cfg.Log,
 		store:     store,
 		modules:   modules,
+		metrics:   metrics,
 		sandboxes: map[*sandbox.Sandbox]func(){},
-	}, nil
+	}
+	if r.unwatch, err = metrics.Watch(r.present); err != nil {
+		store.Close()
+		return nil, errors.Join(fmt.Errorf("new runtime: %w", err), modules.Close())
+	}
+	return r, nil
+}
+
+// timed returns compile with its times recorded.
+func timed(m *measure.Metrics, compile func(context.Context, []byte, string) error) func(context.Context, []byte, string) error {
+	return func(ctx context.Context, module []byte, dir string) error {
+		began := time.Now()
+		err := compile(ctx, module, dir)
+		m.Compiled(time.Since(began), err)
+		return err
+	}
+}
+
+// present returns what runs now.
+func (r *Runtime) present() map[measure.Place]measure.Present {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	present := map[measure.Place]measure.Present{}
+	for s := range r.sandboxes {
+		usage, at := s.Usage(), s.Place()
+		p := present[at]
+		p.Instances += usage.Instances
+		p.Memory += usage.Memory
+		present[at] = p
+	}
+	return present
 }
 
 // codeFile is the largest file of compiled code, for each byte of the largest
@@ -203,7 +251,10 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) (*sandbox.Sandbo
 	}
 	defer r.starting.Done()
 	release := r.store.Use(spec.Image)
-	s, err := sandbox.New(ctx, sandbox.Deps{Modules: r.modules, Host: r.host, Memory: r.memory, Limits: r.limits, Log: r.log, OnClose: r.forget}, spec)
+	s, err := sandbox.New(ctx, sandbox.Deps{
+		Modules: r.modules, Host: r.host, Memory: r.memory, Limits: r.limits,
+		Observer: r.metrics.At(spec.Place), Log: r.log, OnClose: r.forget,
+	}, spec)
 	if err != nil {
 		release()
 		return nil, err
@@ -243,6 +294,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	if !first {
 		return nil
 	}
+	r.unwatch()
 	r.store.Close()
 	r.starting.Wait()
 	defer r.host.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	goruntime "runtime"
 	"strconv"
 	"time"
@@ -60,6 +61,7 @@ type node struct {
 	pushers   *activator.Pushers
 	copies    *copies.Copies
 	meters    *meters
+	traces    *traces
 }
 
 func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
@@ -81,6 +83,16 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if n.fleet, err = n.newFleet(c.reader); err != nil {
 		return nil, err
 	}
+	if n.meters, err = newMeters(); err != nil {
+		return nil, err
+	}
+	if n.traces, err = newTraces(os.Getenv, log); err != nil {
+		return nil, err
+	}
+	queue, err := activator.NewMetrics(n.meters)
+	if err != nil {
+		return nil, err
+	}
 	n.activator, err = activator.New(activator.Config{
 		Addr:      net.JoinHostPort(cfg.Address, strconv.Itoa(networking.BackendHTTPPort)),
 		NodeName:  cfg.Name,
@@ -95,6 +107,8 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		QueueBytes:   cfg.QueueBytes.Value(),
 		QueueTimeout: cfg.QueueTimeout.Duration,
 		DrainTimeout: cfg.DrainTimeout.Duration,
+		Metrics:      queue,
+		Traces:       n.traces.provider(),
 		Log:          log.Named("activator"),
 	})
 	if err != nil {
@@ -111,15 +125,13 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Guest:              cfg.Guest,
 		ImageStore:         cfg.ImageStore.Value(),
 		InsecureRegistries: cfg.InsecureRegistries,
+		Meters:             n.meters,
 		Log:                log.Named("runtime"),
 	})
 	if err != nil {
 		return nil, err
 	}
 	if n.copies, err = copies.New(copies.Config{Client: c.copies, Log: log.Named("copies")}); err != nil {
-		return nil, err
-	}
-	if n.meters, err = newMeters(); err != nil {
 		return nil, err
 	}
 	requests, err := queueproxy.NewMetrics(n.meters)
@@ -201,6 +213,7 @@ func (n *node) run(ctx context.Context) error {
 	stopRest()
 	err = errors.Join(err, rest.Wait())
 	// Every sandbox is closed: the runtime has nothing left to wait for.
+	defer n.traces.close()
 	return errors.Join(err, n.runtime.Close(context.Background()))
 }
 

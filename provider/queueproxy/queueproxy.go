@@ -22,11 +22,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 	netheader "knative.dev/networking/pkg/http/header"
 	netstats "knative.dev/networking/pkg/http/stats"
 	"knative.dev/serving/pkg/activator"
 	pkghttp "knative.dev/serving/pkg/http"
 	"knative.dev/serving/pkg/queue"
+
+	"github.com/wisp-serving/wisp/span"
 )
 
 // Config says whose queue-proxy this is.
@@ -143,13 +148,20 @@ func (c *chain) serve(w http.ResponseWriter, r *http.Request) {
 	c.counts.event(began, in)
 	a := &answer{ResponseWriter: w}
 	whole := false
+	ctx, run := span.Begin(r.Context(), span.Run)
+	if run.IsRecording() {
+		r = r.WithContext(ctx)
+		span.Pass(ctx, r.Header)
+	}
 	// Deferred, so that a function's panic, which cuts an answer off, counts too.
 	defer func() {
 		now := time.Now()
 		c.counts.event(now, out)
+		status := a.outcome(whole)
 		for _, m := range c.metrics {
-			m.record(a.outcome(whole), now.Sub(began))
+			m.record(status, now.Sub(began))
 		}
+		endRun(run, status)
 	}()
 	if c.cfg.FullDuplex {
 		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, and says it can't be
@@ -157,6 +169,17 @@ func (c *chain) serve(w http.ResponseWriter, r *http.Request) {
 	forward(r)
 	c.call(a, r)
 	whole = true
+}
+
+// endRun ends the span of the function's part, with how it went.
+func endRun(run trace.Span, status int) {
+	if run.IsRecording() {
+		run.SetAttributes(attribute.Int("http.response.status_code", status))
+		if status >= http.StatusInternalServerError {
+			run.SetStatus(codes.Error, "")
+		}
+		run.End()
+	}
 }
 
 // call calls the function within the bounds of its answer.

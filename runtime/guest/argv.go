@@ -70,7 +70,17 @@ func (a *argv) call(r *http.Request, e *exchange) error {
 	if err != nil {
 		return err
 	}
-	return a.run(r.Context(), Call{Args: args, Stdout: &e.output})
+	return a.run(r.Context(), Call{Args: args, Env: traced(r), Stdout: &e.output})
+}
+
+// traced returns the variable by which a program without headers knows the trace
+// that it belongs to (OpenTelemetry's "Environment Variables as Context Propagation
+// Carriers").
+func traced(r *http.Request) []string {
+	if v := r.Header.Get("Traceparent"); v != "" {
+		return []string{"TRACEPARENT=" + v}
+	}
+	return nil
 }
 
 // requestError is what is wrong with a request.

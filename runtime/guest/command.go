@@ -18,6 +18,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/wasi"
+	"github.com/wisp-serving/wisp/span"
 )
 
 // start is what a WASI command exports and a host calls once per instance.
@@ -57,7 +58,24 @@ type CommandConfig struct {
 	// parts. It must not block nor keep the slice; calls that run at once call it
 	// at once. nil drops the lines.
 	Stderr func(line []byte)
+	// Observer, unless nil, is told of each call's instance.
+	Observer Observer
 }
+
+// Observer is told of instances. Its methods must not block.
+type Observer interface {
+	// Started says that an instance was made, and how long it waited for memory and
+	// a core before.
+	Started(waited, made time.Duration)
+	// Ended says how long it ran, and with what error Run returns.
+	Ended(ran time.Duration, err error)
+}
+
+// unobserved is the Observer of who has none.
+type unobserved struct{}
+
+func (unobserved) Started(time.Duration, time.Duration) {}
+func (unobserved) Ended(time.Duration, error)           {}
 
 // Command runs a WASI command, each call in a fresh instance: no state crosses
 // calls. It is safe for concurrent use.
@@ -68,6 +86,7 @@ type Command struct {
 	variables map[string]int // names of env to their places
 	mounts    []wasi.Mount
 	stderr    func(line []byte)
+	observer  Observer
 	processes sync.Pool // of *process
 }
 
@@ -86,7 +105,7 @@ func NewCommand(cfg CommandConfig) (*Command, error) {
 	if n := len(cfg.Env); n > maxEnv {
 		return nil, api.Unusable(fmt.Errorf("env has %d variables, must be at most %d", n, maxEnv))
 	}
-	c := &Command{group: cfg.Group, variables: map[string]int{}, mounts: cfg.Mounts, stderr: cfg.Stderr}
+	c := &Command{group: cfg.Group, variables: map[string]int{}, mounts: cfg.Mounts, stderr: cfg.Stderr, observer: cfg.Observer}
 	for _, entry := range cfg.Env {
 		key, _, ok := strings.Cut(entry, "=")
 		if !ok || key == "" || strings.ContainsRune(entry, 0) {
@@ -105,6 +124,9 @@ func NewCommand(cfg CommandConfig) (*Command, error) {
 	}
 	if len(c.mounts) == 0 {
 		c.mounts = []wasi.Mount{{Path: "/", FS: wasi.EmptyFS(), ReadOnly: true}}
+	}
+	if c.observer == nil {
+		c.observer = unobserved{}
 	}
 	if c.stderr == nil {
 		c.stderr = func([]byte) {}
@@ -222,6 +244,7 @@ func (e *OOMError) Unwrap() error { return e.Cause }
 // the error of one of call's streams, ctx's cause when ctx ended the guest, or
 // *OOMError. It waits for memory and a core.
 func (c *Command) Run(ctx context.Context, m Module, call Call) error {
+	asked := time.Now()
 	i, err := c.group.Start(ctx, m.Needs())
 	if err != nil {
 		m.Release()
@@ -237,14 +260,20 @@ func (c *Command) Run(ctx context.Context, m Module, call Call) error {
 	defer interrupting(ctx, call.Interrupt)()
 	p := c.process(i, call)
 	defer c.reuse(p)
+	began := time.Now()
+	_, making := span.Begin(ctx, span.Instantiate)
 	made, err := m.Instantiate(p.context, instanceConfig)
 	m.Release()
+	making.End()
+	started := time.Now()
+	c.observer.Started(began.Sub(asked), started.Sub(began))
 	if err == nil {
 		defer func() { _ = made.Close(ctx) }() // frees what it holds; there is nothing to fail
 		_, err = made.ExportedFunction(start).Call(p.context)
 	}
 	_ = p.lines.Flush() // which never fails
 	err = p.outcome(err)
+	c.observer.Ended(time.Since(started), err)
 	if trap := new(TrapError); errors.As(err, &trap) {
 		_, _ = fmt.Fprintln(p.stderr, trap.Trap)
 	}

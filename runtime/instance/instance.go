@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	goruntime "runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero/experimental"
@@ -62,6 +63,7 @@ type Limits struct {
 type Group struct {
 	share  *cpu.Share
 	budget *memory.Budget
+	count  atomic.Int64 // instances
 }
 
 // Group returns a Group with nothing in it.
@@ -77,12 +79,15 @@ type Usage struct {
 	// CPU is the time that its instances have had a core, those that have ended
 	// included.
 	CPU time.Duration
-	// Memory is what they hold now, in bytes.
-	Memory int64
+	// Memory is what they hold now, in bytes, and Instances how many there are.
+	Memory    int64
+	Instances int64
 }
 
 // Usage returns what g has used.
-func (g *Group) Usage() Usage { return Usage{CPU: g.share.CPU(), Memory: g.budget.Used()} }
+func (g *Group) Usage() Usage {
+	return Usage{CPU: g.share.CPU(), Memory: g.budget.Used(), Instances: g.count.Load()}
+}
 
 // MemoryLimit returns the limit of g's memory in bytes.
 func (g *Group) MemoryLimit() int64 { return g.budget.Limit() }
@@ -142,6 +147,7 @@ func (g *Group) Start(ctx context.Context, needs memory.Needs) (*Instance, error
 		return nil, err
 	}
 	i.hasCore = true
+	g.count.Add(1)
 	return i, nil
 }
 
@@ -166,6 +172,7 @@ func (i *Instance) Hold(bytes int64) bool { return i.linear.Hold(bytes) }
 func (i *Instance) End() {
 	i.Release()
 	i.linear.Release()
+	i.group.count.Add(-1)
 }
 
 // Release gives the core back while a host function waits for something else,

@@ -26,6 +26,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/api"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
+	"github.com/wisp-serving/wisp/runtime/measure"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
@@ -34,6 +35,8 @@ import (
 type Spec struct {
 	// ID names the container in errors and logs.
 	ID string
+	// Place is where its instances are counted.
+	Place measure.Place
 	// Image is the digest of the module's image, whose files stay in the store
 	// until the sandbox is closed; empty for none.
 	Image string
@@ -93,6 +96,8 @@ type Deps struct {
 	Limits guest.Limits
 	// Log is the node's own log.
 	Log *zap.SugaredLogger
+	// Observer, unless nil, is told of the sandbox's instances.
+	Observer guest.Observer
 	// OnClose, unless nil, is called once when a Close has ended.
 	OnClose func(*Sandbox)
 }
@@ -154,12 +159,13 @@ func New(ctx context.Context, deps Deps, spec Spec) (_ *Sandbox, err error) {
 		return nil, s.named(err)
 	}
 	s.command, err = guest.NewCommand(guest.CommandConfig{
-		Mounts: mounts,
-		Group:  s.group,
-		Argv0:  spec.Argv0,
-		Args:   spec.Args,
-		Env:    spec.Env,
-		Stderr: func(line []byte) { s.lines.offer(stderr, line) },
+		Mounts:   mounts,
+		Group:    s.group,
+		Observer: deps.Observer,
+		Argv0:    spec.Argv0,
+		Args:     spec.Args,
+		Env:      spec.Env,
+		Stderr:   func(line []byte) { s.lines.offer(stderr, line) },
 	})
 	if err != nil {
 		return nil, s.named(err)
@@ -318,6 +324,9 @@ func (s *Sandbox) run(ctx context.Context, call guest.Call) error {
 	}
 	return err
 }
+
+// Place returns where its instances are counted.
+func (s *Sandbox) Place() measure.Place { return s.spec.Place }
 
 // Usage returns what the sandbox has used of the node.
 func (s *Sandbox) Usage() instance.Usage { return s.group.Usage() }
