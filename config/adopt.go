@@ -14,6 +14,7 @@ func (c Gateway) Adopt(next Gateway) (Gateway, []string, error) {
 	c.Envoy.AccessLog, c.Envoy.HTTPSPort = next.Envoy.AccessLog, next.Envoy.HTTPSPort
 	c.ExternalDomain, c.InternalDomain = next.ExternalDomain, next.InternalDomain
 	c.ExternalNames = next.ExternalNames
+	c.SharedHost, c.SharedNamespaces = next.SharedHost, next.SharedNamespaces
 	was, err := tree(c)
 	if err != nil {
 		return c, nil, err

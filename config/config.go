@@ -20,6 +20,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
 
@@ -179,6 +180,12 @@ type Gateway struct {
 	// reaches whatever Envoy does. Without it they lead to InternalDomain alone,
 	// as every DomainMapping does.
 	ExternalNames bool `json:"externalNames"`
+	// SharedHost is a host at which Services may be reached by paths that they name
+	// themselves (RoutesAnnotation); empty means that there is none.
+	SharedHost string `json:"sharedHost"`
+	// SharedNamespaces are those whose Services may, "*" for all: a path of a host
+	// that several share belongs to whoever names it first.
+	SharedNamespaces []string `json:"sharedNamespaces"`
 }
 
 // XDS configures how Envoys on other machines read their configuration: by TCP and
@@ -318,6 +325,8 @@ func DefaultGateway() Gateway {
 		},
 		ExternalDomain: "wisp-gateway.wisp-system.svc.cluster.local",
 		InternalDomain: "wisp-gateway-internal.wisp-system.svc.cluster.local",
+
+		SharedNamespaces: []string{},
 	}
 }
 
@@ -461,6 +470,8 @@ func (c Gateway) Validate() error {
 	errs.envoy(c.Envoy)
 	errs.check(c.ExternalDomain != "", "externalDomain", c.ExternalDomain, "a host name")
 	errs.check(c.InternalDomain != "", "internalDomain", c.InternalDomain, "a host name")
+	errs.check(c.SharedHost == "" || len(validation.IsDNS1123Subdomain(c.SharedHost)) == 0, "sharedHost", c.SharedHost, "a host name in lower case without a port, or empty")
+	errs.check(c.SharedHost != "" || len(c.SharedNamespaces) == 0, "sharedNamespaces", c.SharedNamespaces, "empty without sharedHost")
 	return errors.Join(errs...)
 }
 

@@ -145,6 +145,7 @@ func TestExampleOfNoRole(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	running, next := config.DefaultGateway(), config.DefaultGateway()
 	next.Log.Level, next.ExternalNames, next.ExternalDomain, next.InternalDomain = "debug", true, "out.example", "in.example"
+	next.SharedHost, next.SharedNamespaces = "shared.example", []string{"*"}
 	next.Envoy.AccessLog, next.Envoy.HTTPSPort = false, 8443
 	got, restart, err := running.Adopt(next)
 	if err != nil || len(restart) > 0 {

@@ -19,6 +19,9 @@ const (
 	// ABIAnnotation on a pod, or as a label on an image, says how a function is
 	// called.
 	ABIAnnotation = "wisp.dev/abi"
+	// RoutesAnnotation on a Service, as in "POST /sort, /docs/*", says where on the
+	// gateway's shared host it answers too.
+	RoutesAnnotation = "wisp.dev/routes"
 	// EarlyStartAnnotation on a pod, when "false", keeps a function from
 	// starting before its Pod exists.
 	EarlyStartAnnotation = "wisp.dev/early-start"

@@ -19,7 +19,9 @@ import (
 type part struct {
 	uid        types.UID
 	generation int64
-	created    time.Time
+	// places is its annotation about the shared host, which has no generation.
+	places  string
+	created time.Time
 	// services and secrets are what it names.
 	services, secrets []types.NamespacedName
 	// good is the last translation that succeeded, or nil. It stays in use while
@@ -35,8 +37,9 @@ type part struct {
 	rejection *translate.Refusal
 	// refusal is why the KIngress as it is now isn't served, or nil.
 	refusal *translate.Refusal
-	// conflict is why another KIngress is served in its place, or nil.
-	conflict *translate.Refusal
+	// conflict is why another KIngress is served in its place, or nil, and crowded
+	// why others have its places on the shared host.
+	conflict, crowded *translate.Refusal
 }
 
 // form is a translated KIngress with its messages, which are built once. It is
@@ -73,10 +76,21 @@ func newForm(ing translate.Ingress, e config.Envoy, secure map[translate.Door][]
 			f.vhosts[door] = append(f.vhosts[door], built)
 		}
 	}
+	// Built for all together later, when it is nobody's in particular.
+	if routes, _ := translate.Share([]translate.Claim{{Ingress: ing}}); len(routes) > 0 {
+		if err := sharedHost("shared.invalid", routes).ValidateAll(); err != nil {
+			return nil, fmt.Errorf("routes on the shared host: %w", err)
+		}
+	}
 	for _, c := range ing.Certificates {
 		f.chains[c.Door] = append(f.chains[c.Door], build.Chain(c, secure[c.Door]))
 	}
 	return f, nil
+}
+
+// sharedHost returns the shared host's messages. No place on it redirects.
+func sharedHost(host string, routes []translate.Route) *routev3.VirtualHost {
+	return build.VirtualHost(translate.VirtualHost{Name: "shared", Hosts: []string{host}, Routes: routes}, 0)
 }
 
 // served returns what is to be published of the KIngress, or nil.
@@ -98,10 +112,13 @@ func (p *part) leads() []translate.Cluster {
 
 // whyNot returns why a KIngress isn't served as it is now, or nil.
 func (p *part) whyNot() *translate.Refusal {
-	for _, r := range []*translate.Refusal{p.refusal, p.rejection, p.conflict} {
+	for _, r := range []*translate.Refusal{p.refusal, p.rejection, p.conflict, p.crowded} {
 		if r != nil {
 			return r
 		}
+	}
+	if p.good != nil {
+		return p.good.ingress.SharedRefusal
 	}
 	return nil
 }

@@ -94,6 +94,8 @@ func (t *table) configure(cfg config.Gateway) error {
 		ExternalNames:   cfg.ExternalNames,
 		TLS:             cfg.Envoy.HTTPSAddress != "",
 		InternalTLS:     cfg.Envoy.InternalHTTPSAddress != "",
+
+		SharedHost: cfg.SharedHost, SharedNamespaces: cfg.SharedNamespaces,
 	}
 	t.fixed, t.secure = snapshot.Set{}, map[translate.Door][]*listenerv3.Filter{}
 	t.stale = true // even without KIngresses there are routes
@@ -190,8 +192,10 @@ func (t *table) current(key types.NamespacedName, ing *v1alpha1.Ingress) bool {
 	if ing == nil || !ok {
 		return ing == nil && !ok
 	}
-	return p.uid == ing.UID && p.generation == ing.Generation
+	return p.uid == ing.UID && p.generation == ing.Generation && p.places == placesOf(ing)
 }
+
+func placesOf(ing *v1alpha1.Ingress) string { return ing.Annotations[config.RoutesAnnotation] }
 
 // setIngress translates a KIngress, or forgets it where ing is nil. What it names
 // must have been set before.
@@ -208,7 +212,7 @@ func (t *table) setIngress(key types.NamespacedName, ing *v1alpha1.Ingress) {
 		return
 	}
 	p := &part{
-		uid: ing.UID, generation: ing.Generation, created: ing.CreationTimestamp.Time,
+		uid: ing.UID, generation: ing.Generation, created: ing.CreationTimestamp.Time, places: placesOf(ing),
 		services: translate.Services(ing), secrets: translate.Secrets(ing),
 	}
 	t.naming.add(p.services, key)
@@ -341,8 +345,8 @@ func (t *table) refresh() (moved []types.NamespacedName, added []translate.Clust
 	if !t.stale {
 		return nil, nil, nil
 	}
-	admitted, moved := t.admit()
-	if err := t.setRoutes(admitted); err != nil {
+	admitted, shared, moved := t.admit()
+	if err := t.setRoutes(admitted, shared); err != nil {
 		return nil, nil, err
 	}
 	if err := t.setListeners(admitted); err != nil {
@@ -356,9 +360,9 @@ func (t *table) refresh() (moved []types.NamespacedName, added []translate.Clust
 	return moved, added, nil
 }
 
-// admit returns the parts that keep their hosts, oldest first, and the keys of
-// those whose conflict is new, another or gone.
-func (t *table) admit() ([]*part, []types.NamespacedName) {
+// admit returns the parts that keep their hosts, oldest first, the shared host's
+// routes, and the keys of the parts whose conflict is new, another or gone.
+func (t *table) admit() ([]*part, []translate.Route, []types.NamespacedName) {
 	var claims []translate.Claim
 	for key, p := range t.parts {
 		if f := p.served(); f != nil {
@@ -366,10 +370,12 @@ func (t *table) admit() ([]*part, []types.NamespacedName) {
 		}
 	}
 	kept, conflicts := translate.Admit(claims)
+	shared, crowds := translate.Share(kept)
 	var moved []types.NamespacedName
 	for key, p := range t.parts {
-		if is := conflicts[key]; !same(p.conflict, is) {
-			p.conflict = is
+		is, crowded := conflicts[key], crowds[key]
+		if !same(p.conflict, is) || !same(p.crowded, crowded) {
+			p.conflict, p.crowded = is, crowded
 			moved = append(moved, key)
 		}
 	}
@@ -377,15 +383,18 @@ func (t *table) admit() ([]*part, []types.NamespacedName) {
 	for _, c := range kept {
 		admitted = append(admitted, t.parts[c.Key])
 	}
-	return admitted, moved
+	return admitted, shared, moved
 }
 
-func (t *table) setRoutes(parts []*part) error {
+func (t *table) setRoutes(parts []*part, shared []translate.Route) error {
 	t.routes = snapshot.Set{}
 	for door := range addresses(t.envoy) {
 		var vhosts []*routev3.VirtualHost
 		for _, p := range parts {
 			vhosts = append(vhosts, p.served().vhosts[door]...)
+		}
+		if door == translate.External && len(shared) > 0 {
+			vhosts = append(vhosts, sharedHost(t.gateway.SharedHost, shared))
 		}
 		r, err := snapshot.NewResource(build.Routes(door, vhosts))
 		if err != nil {

@@ -55,10 +55,17 @@ func (n names) of(c translate.Cluster) string {
 }
 
 func match(r translate.Route) *routev3.RouteMatch {
-	return &routev3.RouteMatch{
+	m := &routev3.RouteMatch{
 		PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: r.Path},
 		Headers:       matchers(r.Match),
 	}
+	if r.Exact {
+		m.PathSpecifier = &routev3.RouteMatch_Path{Path: r.Path}
+	}
+	if r.Method != "" {
+		m.Headers = append(m.Headers, matchers([]translate.Header{{Name: ":method", Value: r.Method}})...)
+	}
+	return m
 }
 
 // usualPort is where clients look for HTTPS when a URL has no port.

@@ -116,6 +116,10 @@ type Gateway struct {
 	// TLS says that there is a listener for it, and InternalTLS the same for
 	// cluster-local hosts.
 	TLS, InternalTLS bool
+	// SharedHost is the host on which KIngresses of SharedNamespaces, * for all, may
+	// have places; empty means that there is none.
+	SharedHost       string
+	SharedNamespaces []string
 }
 
 // cluster returns the destination of one port of a Service. Its error is a *Refusal

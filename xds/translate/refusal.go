@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/serving/pkg/activator"
+
+	"github.com/wisp-serving/wisp/config"
 )
 
 // Refusal is why a KIngress is not served as it asks. Reason is one word for a
@@ -23,12 +26,13 @@ func (r *Refusal) Error() string { return r.Reason + ": " + r.Message }
 
 // The reasons of a Refusal.
 const (
-	ReasonInvalid      = "InvalidIngress"
-	ReasonNotSupported = "NotSupported"
-	ReasonNoBackend    = "BackendNotFound"
-	ReasonCertificate  = "CertificateNotReady"
-	ReasonConflict     = "DomainConflict"
-	ReasonRejected     = "RejectedByEnvoy"
+	ReasonInvalid       = "InvalidIngress"
+	ReasonNotSupported  = "NotSupported"
+	ReasonNoBackend     = "BackendNotFound"
+	ReasonCertificate   = "CertificateNotReady"
+	ReasonConflict      = "DomainConflict"
+	ReasonRouteConflict = "RouteConflict"
+	ReasonRejected      = "RejectedByEnvoy"
 )
 
 func refuse(reason, format string, args ...any) *Refusal {
@@ -44,6 +48,9 @@ func check(ing *v1alpha1.Ingress, w World) *Refusal {
 	for i, rule := range ing.Spec.Rules {
 		if err := checkRule(rule); err != nil {
 			return refuse(ReasonInvalid, "spec.rules[%d].%v", i, err)
+		}
+		if host := w.Gateway.SharedHost; host != "" && slices.ContainsFunc(rule.Hosts, func(h string) bool { return strings.EqualFold(h, host) }) {
+			return refuse(ReasonConflict, "host %s is shared by all: %s names places on it", host, config.RoutesAnnotation)
 		}
 	}
 	return checkTLS(ing, w)

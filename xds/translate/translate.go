@@ -43,8 +43,11 @@ type Split struct {
 // Route sends the requests that match Path and Match to Splits. Of several
 // matching routes the first one counts.
 type Route struct {
-	// Path is a prefix.
-	Path string `json:"path"`
+	// Path is a prefix, or all of it if Exact.
+	Path  string `json:"path"`
+	Exact bool   `json:"exact,omitempty"`
+	// Method is what a request must have; empty means any.
+	Method string `json:"method,omitempty"`
 	// Match are headers that a request must have. An empty value means any.
 	Match       []Header `json:"match,omitempty"`
 	RewriteHost string   `json:"rewriteHost,omitempty"`
@@ -111,6 +114,10 @@ type Ingress struct {
 	InternalSecure []VirtualHost `json:"internalSecure,omitempty"`
 	// Certificates are those of the hosts of Secure and InternalSecure.
 	Certificates []Certificate `json:"certificates,omitempty"`
+	// Shared are its places on the shared host, where they are led by the routes of
+	// External; SharedRefusal is why it has none, or nil.
+	Shared        []Place  `json:"shared,omitempty"`
+	SharedRefusal *Refusal `json:"sharedRefusal,omitempty"`
 	// Probes prove the KIngress, one for each door that it has.
 	Probes []Probe `json:"probes,omitempty"`
 }
@@ -190,6 +197,7 @@ func Translate(ing *v1alpha1.Ingress, w World) (Ingress, *Refusal) {
 		return Ingress{}, refuse(ReasonInvalid, "%v", err)
 	}
 	out := Ingress{Hash: hash, Probes: probes, Certificates: certificates}
+	out.Shared, out.SharedRefusal = shared(ing, w.Gateway)
 	secured := doors(certificates)
 	var external, secure, internal, internalSecure listener
 	for i, rule := range ing.Spec.Rules {

@@ -147,7 +147,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- $all := include "wisp.gatewaySettings" . | fromYaml -}}
 {{- $envoy := omit $all.envoy "accessLog" "httpsPort" -}}
 {{- $log := omit (default (dict) $all.log) "level" -}}
-{{- toYaml (merge (dict "envoy" $envoy "log" $log) (omit $all "envoy" "log" "externalDomain" "internalDomain" "externalNames")) -}}
+{{- toYaml (merge (dict "envoy" $envoy "log" $log) (omit $all "envoy" "log" "externalDomain" "internalDomain" "externalNames" "sharedHost" "sharedNamespaces")) -}}
 {{- end }}
 
 {{- define "wisp.autoscalerSettings" -}}
