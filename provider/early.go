@@ -275,6 +275,15 @@ func (e *earlyStarts) refuse(revision revisionKey, reason string) {
 	}
 }
 
+// retire ends what runs ahead of a Pod once there is one that takes requests on
+// another node: it was in that one's stead.
+func (e *earlyStarts) retire(revision revisionKey) {
+	if ef := e.running(revision); ef != nil {
+		e.log.Infow("a pod takes requests on another node: the function that was started ahead ends", "key", revision.String())
+		e.endEarly(ef)
+	}
+}
+
 func (e *earlyStarts) running(revision revisionKey) *earlyFunction {
 	e.mu.Lock()
 	defer e.mu.Unlock()

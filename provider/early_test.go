@@ -132,6 +132,20 @@ func TestEarlyStart(t *testing.T) {
 		s.outlook.refuse("")
 		startEarly(t, s)
 	})
+	t.Run("it ends when a pod takes requests on another node", func(t *testing.T) {
+		s, image := admitted(t)
+		id := startEarly(t, s)
+		elsewhere := s.pod("second", "second", image)
+		elsewhere.Spec.NodeName = "wisp-1"
+		foreign := elsewhere.DeepCopy()
+		foreign.Namespace = "elsewhere"
+		s.LearnPod(foreign)
+		if n := len(s.router.changes); n != 0 {
+			t.Errorf("got %q for a pod of another namespace", <-s.router.changes)
+		}
+		s.LearnPod(elsewhere)
+		s.expect(t, "remove "+id)
+	})
 	t.Run("a refusal is not about what a pod has adopted", func(t *testing.T) {
 		s, image := admitted(t)
 		id := startEarly(t, s)

@@ -301,7 +301,8 @@ func (p *Provider) KeepRevisions(exists func(types.NamespacedName, types.UID) bo
 }
 
 // LearnPod remembers how to start a revision of which a pod has become ready on
-// another node. The pod is not changed, and kept in part.
+// another node, and ends what runs here ahead of one. The pod is not changed, and
+// kept in part.
 func (p *Provider) LearnPod(pod *corev1.Pod) {
 	spec, err := podspec.Parse(pod)
 	if err != nil {
@@ -313,6 +314,7 @@ func (p *Provider) LearnPod(pod *corev1.Pod) {
 			p.early.admit(pod, oci.Image{Reference: c.ImageID})
 		}
 	}
+	p.early.retire(keyOf(spec))
 }
 
 // PrepareImage has an image pulled and compiled soon, for a revision that may be
