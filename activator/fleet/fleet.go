@@ -59,10 +59,13 @@ type Config struct {
 	// as one of the first in the revision's order; again whenever the revision, or
 	// the nodes, change.
 	Appeared func(r Revision, image string)
+	// Marked is told when this node was marked unschedulable, and when it is no
+	// longer.
+	Marked func(cordoned bool)
 }
 
 func (c Config) validate() error {
-	if c.Client == nil || c.Elsewhere == nil || c.Refused == nil || c.Started == nil || c.Appeared == nil {
+	if c.Client == nil || c.Elsewhere == nil || c.Refused == nil || c.Started == nil || c.Appeared == nil || c.Marked == nil {
 		return errors.New("fleet: Client and all callbacks must be set")
 	}
 	if c.Node == "" || c.Port <= 0 {
@@ -277,6 +280,9 @@ func (f *Fleet) nodeChanged(was, is any) {
 	}
 	if before == nil {
 		f.lookAtPodsOf(after.Name)
+	}
+	if after != nil && after.Name == f.cfg.Node && after.cordoned != (before != nil && before.cordoned) {
+		f.cfg.Marked(after.cordoned)
 	}
 	for _, key := range f.pods.GetIndexer().ListIndexFuncValues(byRevision) {
 		namespace, name, err := cache.SplitMetaNamespaceKey(key)

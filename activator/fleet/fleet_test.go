@@ -42,6 +42,7 @@ type bench struct {
 	refusals []string
 	started  []string
 	appeared []string
+	marks    []bool
 }
 
 func start(t *testing.T, nodes ...*corev1.Node) *bench {
@@ -70,6 +71,7 @@ func start(t *testing.T, nodes ...*corev1.Node) *bench {
 		Refused:  func(_ Revision, reason string) { told(func() { b.refusals = append(b.refusals, reason) }) },
 		Started:  func(p *corev1.Pod) { told(func() { b.started = append(b.started, p.Name) }) },
 		Appeared: func(r Revision, image string) { told(func() { b.appeared = append(b.appeared, r.Name+" "+image) }) },
+		Marked:   func(cordoned bool) { told(func() { b.marks = append(b.marks, cordoned) }) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -314,9 +316,14 @@ func TestCordoned(t *testing.T) {
 	if b.Cordoned() {
 		t.Error("cordoned before it was")
 	}
-	b.put(t, wasmNode("wisp-0", "10.0.0.1", cordoned))
-	for !b.Cordoned() { // until the watch has it
-		time.Sleep(time.Millisecond)
+	for i, now := range []bool{true, false} {
+		node := wasmNode("wisp-0", "10.0.0.1")
+		node.Spec.Unschedulable = now
+		b.put(t, node)
+		b.await(func() bool { return len(b.marks) > i })
+		if b.Cordoned() != now || b.marks[i] != now {
+			t.Errorf("got cordoned %v, and was told %v, want %v", b.Cordoned(), b.marks[i], now)
+		}
 	}
 }
 
@@ -385,7 +392,7 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 	if _, err := New(Config{}); err == nil {
 		t.Error("got no error")
 	}
-	if f, err := New(Config{Client: fake.NewClientset(), Elsewhere: func(types.NamespacedName, map[string]int) {}, Refused: func(Revision, string) {}, Started: func(*corev1.Pod) {}, Appeared: func(Revision, string) {}}); err == nil {
+	if f, err := New(Config{Client: fake.NewClientset(), Elsewhere: func(types.NamespacedName, map[string]int) {}, Refused: func(Revision, string) {}, Started: func(*corev1.Pod) {}, Appeared: func(Revision, string) {}, Marked: func(bool) {}}); err == nil {
 		t.Errorf("got %v without a node's name", f)
 	}
 }
@@ -393,7 +400,7 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 func TestSyncedFailsWhenTheContextEnds(t *testing.T) {
 	f, err := New(Config{
 		Client: fake.NewClientset(), Node: "wisp-0", Port: 8012,
-		Elsewhere: func(types.NamespacedName, map[string]int) {}, Refused: func(Revision, string) {}, Started: func(*corev1.Pod) {}, Appeared: func(Revision, string) {},
+		Elsewhere: func(types.NamespacedName, map[string]int) {}, Refused: func(Revision, string) {}, Started: func(*corev1.Pod) {}, Appeared: func(Revision, string) {}, Marked: func(bool) {},
 	})
 	if err != nil {
 		t.Fatal(err)

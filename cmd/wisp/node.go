@@ -80,7 +80,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.fleet, err = n.newFleet(c.reader); err != nil {
+	if n.fleet, err = n.newFleet(c.reader, log); err != nil {
 		return nil, err
 	}
 	if n.meters, err = newMeters(); err != nil {
@@ -162,7 +162,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 
 // newFleet watches what there is of revisions beyond this node, and tells those
 // whom it concerns.
-func (n *node) newFleet(reader kubernetes.Interface) (*fleet.Fleet, error) {
+func (n *node) newFleet(reader kubernetes.Interface, log *zap.SugaredLogger) (*fleet.Fleet, error) {
 	return fleet.New(fleet.Config{
 		Client:    reader,
 		Node:      n.cfg.Name,
@@ -173,6 +173,13 @@ func (n *node) newFleet(reader kubernetes.Interface) (*fleet.Fleet, error) {
 		},
 		Started:  func(pod *corev1.Pod) { n.provider.LearnPod(pod) },
 		Appeared: func(_ fleet.Revision, image string) { n.provider.PrepareImage(image) },
+		Marked: func(cordoned bool) {
+			if cordoned {
+				log.Infow("this node is cordoned: it starts nothing ahead of a pod")
+			} else {
+				log.Infow("this node is no longer cordoned")
+			}
+		},
 	})
 }
 
