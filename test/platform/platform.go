@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -242,6 +243,33 @@ func (p *Platform) Kill(t testing.TB, component string) {
 	if err := p.observer.Kill(ctx, component); err != nil {
 		t.Fatalf("kill component %s: %v", component, err)
 	}
+}
+
+// Hold ends one of Wisp's roles with SIGKILL and keeps it away until release is
+// called, or the test is over. What release returns to is a role that is ready.
+func (p *Platform) Hold(t testing.TB, component string) (release func()) {
+	t.Helper()
+	let, err := p.state.Hold(component)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
+	defer cancel()
+	release = sync.OnceFunc(func() {
+		if err := let(); err != nil {
+			t.Errorf("let component %s start again: %v", component, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
+		defer cancel()
+		if _, err := p.observer.WaitFor(ctx, component, func(st supervise.Status) bool { return st.State == supervise.Ready }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(release)
+	if err := p.observer.End(ctx, component); err != nil {
+		t.Fatalf("kill component %s: %v", component, err)
+	}
+	return release
 }
 
 // Restart ends a component as a shutdown does and waits until the supervisor has

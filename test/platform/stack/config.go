@@ -53,13 +53,13 @@ type Settings struct {
 	Autoscaler func(*config.Autoscaler)
 	// Node is called for each node.
 	Node func(*config.Node)
-	// APIServer are further flags of the API server, as in --v=4.
-	APIServer []string
+	// APIServer and ControllerManager are further flags of Kubernetes', as in --v=4.
+	APIServer, ControllerManager []string
 }
 
 // None reports whether nothing is changed.
 func (s Settings) None() bool {
-	return s.Gateway == nil && s.Autoscaler == nil && s.Node == nil && s.APIServer == nil
+	return s.Gateway == nil && s.Autoscaler == nil && s.Node == nil && s.APIServer == nil && s.ControllerManager == nil
 }
 
 // The ports that a wisp node listens on at its own address: Knative's port of a

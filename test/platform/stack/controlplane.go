@@ -98,7 +98,7 @@ func (s *Stack) controllerManager(c *credentials) supervise.Component {
 		After:   []string{manifests},
 		Path:    s.cfg.Programs.ControllerManager,
 		Address: "https://" + address,
-		Args: []string{
+		Args: append([]string{
 			"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
 			"--bind-address=127.0.0.1", flag("secure-port", s.cfg.Ports.ControllerManager),
 			"--tls-cert-file=" + c.controller.Cert, "--tls-private-key-file=" + c.controller.Key,
@@ -109,7 +109,7 @@ func (s *Stack) controllerManager(c *credentials) supervise.Component {
 			// The defaults of 20 and 30 pace a burst of new Deployments.
 			"--kube-api-qps=200", "--kube-api-burst=400",
 			"--profiling=false",
-		},
+		}, s.cfg.Settings.ControllerManager...),
 		Ready: all(httpsReady("https://"+address+"/healthz", c.ca.Cert, nil), s.cluster.HasDefaultAccount),
 	}
 }

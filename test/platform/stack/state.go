@@ -39,6 +39,7 @@ func (s State) pki() string                  { return filepath.Join(s.Dir, "pki"
 func (s State) tokens() string               { return filepath.Join(s.Dir, "tokens") }
 func (s State) kubeconfig(who string) string { return filepath.Join(s.Dir, "kubeconfigs", who) }
 func (s State) settings(who string) string   { return filepath.Join(s.Dir, "settings", who+".yaml") }
+func (s State) held(who string) string       { return s.data(who) + ".held" }
 func (s State) data(who string) string       { return filepath.Join(s.Dir, "data", who) }
 
 // make makes the folders.

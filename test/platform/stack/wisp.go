@@ -135,10 +135,11 @@ func (s *Stack) placeAutoscaler(c *config.Autoscaler) {
 // the node pulls.
 func (s *Stack) role(component, role, health string) supervise.Component {
 	return supervise.Component{
-		Name:  component,
-		After: []string{knativeWebhook},
-		Path:  s.state.Bin("wisp"),
-		Args:  []string{role, "--config", s.state.settings(component)},
+		Name:    component,
+		After:   []string{knativeWebhook},
+		Prepare: s.state.awaitRelease(component),
+		Path:    s.state.Bin("wisp"),
+		Args:    []string{role, "--config", s.state.settings(component)},
 		// With the race detector, a process would end only a second after it has.
 		Env:     []string{"GORACE=atexit_sleep_ms=0"},
 		Address: "http://" + health,

@@ -70,6 +70,16 @@ func (o Observer) Kill(ctx context.Context, name string) error {
 	return o.replace(ctx, name, func(p Process) error { return p.Signal(unix.SIGKILL) })
 }
 
+// End ends a component with SIGKILL and waits until the supervisor has noticed.
+func (o Observer) End(ctx context.Context, name string) error {
+	before, err := o.end(ctx, name, func(p Process) error { return p.Signal(unix.SIGKILL) })
+	if err != nil {
+		return err
+	}
+	_, err = o.WaitFor(ctx, name, func(st Status) bool { return st.State != Ready || st.Restarts > before.Restarts })
+	return err
+}
+
 // Restart ends a component as a shutdown does and waits until the supervisor
 // has it ready again.
 func (o Observer) Restart(ctx context.Context, name string) error {
@@ -79,18 +89,27 @@ func (o Observer) Restart(ctx context.Context, name string) error {
 // restartGrace is how long a component may take to end before it is killed.
 const restartGrace = 10 * time.Second
 
-// replace ends the process that a component is now.
+// replace ends the process that a component is now, and waits for the next.
 func (o Observer) replace(ctx context.Context, name string, end func(Process) error) error {
-	before, err := o.WaitFor(ctx, name, func(st Status) bool { return st.State == Ready })
+	before, err := o.end(ctx, name, end)
 	if err != nil {
 		return err
 	}
-	if before.PID == 0 {
-		return fmt.Errorf("end component %s: it is no process", name)
-	}
-	if err := end(before.Process); err != nil {
-		return fmt.Errorf("end component %s: %w", name, err)
-	}
 	_, err = o.WaitFor(ctx, name, func(st Status) bool { return st.State == Ready && st.Restarts > before.Restarts })
 	return err
+}
+
+// end ends the process that a component is now, and returns its state before.
+func (o Observer) end(ctx context.Context, name string, end func(Process) error) (Status, error) {
+	before, err := o.WaitFor(ctx, name, func(st Status) bool { return st.State == Ready })
+	if err != nil {
+		return before, err
+	}
+	if before.PID == 0 {
+		return before, fmt.Errorf("end component %s: it is no process", name)
+	}
+	if err := end(before.Process); err != nil {
+		return before, fmt.Errorf("end component %s: %w", name, err)
+	}
+	return before, nil
 }
