@@ -105,10 +105,18 @@ conformance: ## Run Knative's conformance suites, in network namespaces (as root
 .PHONY: bench
 bench: tools build/sort.wasm build/hello.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
+	$(MAKE) bench-scaling
+
+# How often functions go to zero and back, and how many idle services there are.
+CYCLES ?= 200
+SERVICES ?= 1000
+
+.PHONY: bench-scaling
+bench-scaling: $(PLATFORM) ## Measure scaling from zero, bursts, load, and many idle services (CYCLES=200 SERVICES=1000)
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdAgainstWarm -benchtime $(CYCLES)x -timeout 3h ./test/e2e
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e
-	$(GO) test -run '^$$' -bench StepLoad -benchtime 1x -timeout 10m -v ./test/e2e
-	$(GO) test -run '^$$' -bench ManyServices -benchtime 20x -timeout 2h ./test/e2e
+	$(GO) test -run '^$$' -bench StepLoad -benchtime 1x -timeout 10m ./test/e2e
+	WISP_BENCH_SERVICES=$(SERVICES) $(GO) test -run '^$$' -bench ManyServices -benchtime 100x -timeout 2h ./test/e2e
 
 .PHONY: golden
 golden: ## Rewrite the golden files of tests

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,11 +25,15 @@ import (
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
+// rotation is how many services of a kind take turns: while one is called, the
+// others go to zero.
+const rotation = 12
+
 // BenchmarkColdAgainstWarm calls functions that have no pod, and the same ones
-// warm, all through Envoy: as Wisp does it; with the module only on disk, as after
-// a restart of the node; and waiting for the pod, which is what a Kubernetes
-// without early starts would do. An iteration takes as long as scaling to zero
-// does, so run it for a number of iterations, as in -benchtime=20x.
+// warm, all through Envoy: as Wisp does it; waiting for the pod, which is what a
+// Kubernetes without early starts would do on this node; and with the module only
+// on disk, as after a restart of the node. An iteration is a cycle to zero and
+// back, so run it for a number of iterations, as in -benchtime=200x.
 func BenchmarkColdAgainstWarm(b *testing.B) {
 	p := platform.Start(b, platform.Options{WithoutRace: true})
 	namespace := p.Namespace(b)
@@ -37,47 +41,69 @@ func BenchmarkColdAgainstWarm(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cases := []struct {
-		name, module, body string
-		flags              []string
-		before             func()
-	}{
+	cases := []coldCase{
 		{name: "sort", module: p.SortModule, body: numbers},
-		{name: "sort-on-disk", module: p.SortModule, body: numbers, before: func() { p.Kill(b, "wisp-node") }},
 		{name: "sort-waiting", module: p.SortModule, body: numbers, flags: []string{"--annotation", config.EarlyStartAnnotation + "=false"}},
 		{name: "go", module: puppet, body: `{"args":["out","hello"]}`},
+		{name: "go-waiting", module: puppet, body: `{"args":["out","hello"]}`, flags: []string{"--annotation", config.EarlyStartAnnotation + "=false"}},
+		{name: "sort-on-disk", module: p.SortModule, body: numbers, before: func(b *testing.B) { p.Kill(b, "wisp-node") }},
 	}
+	var table strings.Builder
+	fmt.Fprintf(&table, "%-13s %6s  %8s %8s  %8s %8s  %8s %8s\n", "in ms", "cycles", "cold p50", "p99", "warm p50", "p99", "more p50", "p99")
 	for _, c := range cases {
 		b.Run(c.name, func(b *testing.B) {
-			caller := newCaller(b, p)
-			service := createService(b, p, namespace, c.name, c.module, c.flags...)
-			call := func() time.Duration {
-				time.Sleep(stillness)
-				a := caller.call(service, c.body)
-				if !a.ok() {
-					b.Errorf("got %s, want 200", a)
-				}
-				return a.took
-			}
 			var cold, warm []time.Duration
+			caller, services := newCaller(b, p), c.create(b, p, namespace)
 			for b.Loop() {
+				service := services[len(cold)%rotation]
 				awaitZero(b, p, service)
 				if c.before != nil {
-					c.before()
+					c.before(b)
 				}
-				cold = append(cold, call())
+				cold = append(cold, timed(b, caller, service, c.body))
 				awaitReadyPod(b, p, service)
-				warm = append(warm, call())
+				warm = append(warm, timed(b, caller, service, c.body))
 			}
 			b.ReportMetric(0, "ns/op")
-			for name, samples := range map[string][]time.Duration{"cold": cold, "warm": warm} {
-				b.ReportMetric(quantile(samples, 0.5), name+"-p50-µs")
-				b.ReportMetric(quantile(samples, 0.99), name+"-p99-µs")
+			row := []float64{quantile(cold, 0.5), quantile(cold, 0.99), quantile(warm, 0.5), quantile(warm, 0.99)}
+			for i, name := range []string{"cold-p50-µs", "cold-p99-µs", "warm-p50-µs", "warm-p99-µs"} {
+				b.ReportMetric(row[i], name)
 			}
-			b.ReportMetric(quantile(cold, 0.5)-quantile(warm, 0.5), "cold-minus-warm-p50-µs")
-			b.ReportMetric(quantile(cold, 0.99)-quantile(warm, 0.99), "cold-minus-warm-p99-µs")
+			fmt.Fprintf(&table, "%-13s %6d  %8.2f %8.2f  %8.2f %8.2f  %8.2f %8.2f\n", c.name, len(cold),
+				row[0]/1e3, row[1]/1e3, row[2]/1e3, row[3]/1e3, (row[0]-row[2])/1e3, (row[1]-row[3])/1e3)
 		})
 	}
+	b.Logf("cold against warm:\n%s", table.String())
+	save(b, "cold.txt", table.String())
+}
+
+// coldCase is a way in which a function is cold.
+type coldCase struct {
+	name, module, body string
+	flags              []string
+	before             func(*testing.B) // a cold call; may be nil
+}
+
+// create makes the case's services.
+func (c coldCase) create(b *testing.B, p *platform.Platform, namespace string) []*servingv1.Service {
+	b.Helper()
+	services := make([]*servingv1.Service, rotation)
+	for i := range services {
+		services[i] = createService(b, p, namespace, fmt.Sprintf("%s-%d", c.name, i), c.module, c.flags...)
+	}
+	return services
+}
+
+// timed calls a service after a while of stillness, and returns what the call
+// took.
+func timed(b *testing.B, c *caller, service *servingv1.Service, body string) time.Duration {
+	b.Helper()
+	time.Sleep(stillness)
+	a := c.call(service, body)
+	if !a.ok() {
+		b.Errorf("got %s, want 200", a)
+	}
+	return a.took
 }
 
 // BenchmarkColdBurst is 1,000 calls at once where nothing runs: the time to the
@@ -134,26 +160,22 @@ func BenchmarkStepLoad(b *testing.B) {
 		b.ReportMetric(float64(most.ready), "most-pods")
 		b.ReportMetric((most.at - calm).Seconds(), "to-most-pods-s")
 		b.ReportMetric((samples[len(samples)-1].at - calm - stopped).Seconds(), "to-zero-s")
-		path := filepath.Join(benchDir(b), "step-load.svg")
-		if err := os.WriteFile(path, []byte(drawPods(samples, calm, stopped)), 0o644); err != nil {
-			b.Fatal(err)
-		}
-		b.Logf("pods over time: %s", path)
+		save(b, "step-load.svg", drawPods(samples, calm, stopped))
 	}
 }
 
-// benchDir is where benchmarks leave what is no number: WISP_BENCH_OUT, or
-// build/bench.
-func benchDir(b *testing.B) string {
+// save leaves text in a file of WISP_BENCH_OUT, or build/bench.
+func save(b *testing.B, name, text string) {
 	b.Helper()
 	dir := os.Getenv("WISP_BENCH_OUT")
 	if dir == "" {
 		dir = "../../build/bench"
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	path := filepath.Join(dir, name)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
 		b.Fatal(err)
 	}
-	return dir
+	b.Logf("%s is in %s", name, path)
 }
 
 // podSample is how many pods there were at a time.
@@ -170,7 +192,7 @@ type podWatch struct {
 	samples []podSample
 }
 
-func watchPods(b *testing.B, p *platform.Platform, service *servingv1.Service) *podWatch {
+func watchPods(b testing.TB, p *platform.Platform, service *servingv1.Service) *podWatch {
 	b.Helper()
 	ctx, end := context.WithCancel(context.Background())
 	w := &podWatch{began: time.Now(), end: end, done: make(chan struct{})}
@@ -236,8 +258,8 @@ func drawPods(samples []podSample, from, to time.Duration) string {
 }
 
 // BenchmarkManyServices creates services, lets all of them go to zero, and says
-// what each costs every role, and what a cold call of any of them takes.
-// WISP_BENCH_SERVICES is how many; 1,000 take half an hour on two cores.
+// what each costs every role, idle, and what a cold call of any of them takes.
+// WISP_BENCH_SERVICES is how many.
 func BenchmarkManyServices(b *testing.B) {
 	count := 100
 	if text := os.Getenv("WISP_BENCH_SERVICES"); text != "" {
@@ -250,29 +272,40 @@ func BenchmarkManyServices(b *testing.B) {
 	namespace, c := p.Namespace(b), newCaller(b, p)
 	first := createService(b, p, namespace, "first", p.SortModule)
 	awaitZero(b, p, first)
-	before := memory(b, p)
+	before := usage(b, p, idleFor)
+	began := time.Now()
 	services := cloneServices(b, p, first, count)
+	created := time.Since(began)
 	awaitNoPods(b, p, namespace)
-	for role, after := range memory(b, p) {
-		b.ReportMetric(float64(after-before[role])/float64(count)/1024, role+"-KiB/service")
+	after := usage(b, p, idleFor)
+
+	var table strings.Builder
+	fmt.Fprintf(&table, "%d services at zero, created in %s\n", count, created.Round(time.Second))
+	fmt.Fprintf(&table, "%-16s %9s %9s %12s  %9s %9s\n", "", "MiB before", "after", "KiB/service", "CPU before", "after")
+	for _, role := range slices.Sorted(maps.Keys(after)) {
+		was, is := before[role], after[role]
+		each := float64(is.memory-was.memory) / float64(count) / 1024
+		b.ReportMetric(each, role+"-KiB/service")
+		fmt.Fprintf(&table, "%-16s %9.1f %9.1f %12.1f  %8.2f%% %8.2f%%\n", role,
+			float64(was.memory)/(1<<20), float64(is.memory)/(1<<20), each, was.cpu*100, is.cpu*100)
 	}
 	var cold, warm []time.Duration
 	for b.Loop() {
 		service := services[rand.N(len(services))]
 		awaitZero(b, p, service)
-		for _, samples := range []*[]time.Duration{&cold, &warm} {
-			time.Sleep(stillness)
-			a := c.call(service, numbers)
-			if !a.ok() {
-				b.Errorf("got %s, want 200", a)
-			}
-			*samples = append(*samples, a.took)
-		}
+		cold = append(cold, timed(b, c, service, numbers))
+		awaitReadyPod(b, p, service)
+		warm = append(warm, timed(b, c, service, numbers))
 	}
 	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(quantile(cold, 0.5), "cold-p50-µs")
-	b.ReportMetric(quantile(cold, 0.99), "cold-p99-µs")
-	b.ReportMetric(quantile(warm, 0.5), "warm-p50-µs")
+	for name, samples := range map[string][]time.Duration{"cold": cold, "warm": warm} {
+		p50, p99 := quantile(samples, 0.5), quantile(samples, 0.99)
+		b.ReportMetric(p50, name+"-p50-µs")
+		b.ReportMetric(p99, name+"-p99-µs")
+		fmt.Fprintf(&table, "%s call of a random one, of %d: p50 %.2f ms, p99 %.2f ms\n", name, len(samples), p50/1e3, p99/1e3)
+	}
+	b.Logf("many services:\n%s", table.String())
+	save(b, "services.txt", table.String())
 }
 
 // cloneServices creates count services like one, some at a time, and returns them
@@ -282,17 +315,13 @@ func cloneServices(b *testing.B, p *platform.Platform, like *servingv1.Service, 
 	services := make([]*servingv1.Service, count)
 	var g errgroup.Group
 	g.SetLimit(10)
-	var creating sync.Mutex
 	for i := range services {
 		g.Go(func() error {
 			s := &servingv1.Service{}
 			s.Namespace, s.Name = like.Namespace, fmt.Sprintf("sort-%d", i)
 			s.Spec.Template = *like.Spec.Template.DeepCopy()
 			s.Spec.Template.Name = ""
-			creating.Lock() // Knative's controller is what limits: one after the other keeps its queue short
-			err := p.Client.Create(b.Context(), s)
-			creating.Unlock()
-			if err != nil {
+			if err := p.Client.Create(b.Context(), s); err != nil {
 				return err
 			}
 			services[i] = platform.WaitFor(b, p, s, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
@@ -320,31 +349,80 @@ func awaitNoPods(b *testing.B, p *platform.Platform, namespace string) {
 	}
 }
 
-// memory returns what each role has resident, in bytes.
-func memory(b *testing.B, p *platform.Platform) map[string]int64 {
+// idleFor is for how long CPU time is counted.
+const idleFor = 20 * time.Second
+
+// used is what a role takes.
+type used struct {
+	memory int64   // resident, of its own, in bytes
+	cpu    float64 // the share of one core
+}
+
+// usage returns what each role takes, over a while.
+func usage(b *testing.B, p *platform.Platform, while time.Duration) map[string]used {
 	b.Helper()
-	resident := map[string]int64{"wisp-node": 0, "wisp-gateway": 0, "wisp-autoscaler": 0, "envoy": 0}
+	roles := map[string]used{}
+	pids := map[string]int{}
 	for _, c := range p.Components(b) {
-		if !slices.Contains(slices.Collect(maps.Keys(resident)), c.Name) {
-			continue
-		}
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.PID))
-		if err != nil {
-			b.Fatal(err)
-		}
-		for line := range strings.Lines(string(text)) {
-			var kilobytes int64
-			if n, _ := fmt.Sscanf(line, "RssAnon: %d kB", &kilobytes); n == 1 {
-				resident[c.Name] = kilobytes << 10
-			}
+		if strings.HasPrefix(c.Name, "wisp-") || c.Name == "envoy" {
+			pids[c.Name] = c.PID
 		}
 	}
-	return resident
+	time.Sleep(while / 4) // what has just begun to be idle
+	ticks := map[string]int64{}
+	for role, pid := range pids {
+		ticks[role] = cpuTicks(b, pid)
+	}
+	time.Sleep(while)
+	for role, pid := range pids {
+		spent := float64(cpuTicks(b, pid)-ticks[role]) / clockTicks
+		roles[role] = used{memory: resident(b, pid), cpu: spent / while.Seconds()}
+	}
+	return roles
+}
+
+// clockTicks is how many there are in a second of CPU time: USER_HZ, which is 100
+// on every Linux of today (proc(5)).
+const clockTicks = 100
+
+// cpuTicks returns the CPU time that a process has taken.
+func cpuTicks(b *testing.B, pid int) int64 {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The command's name, in parentheses, may hold anything; utime and stime are
+	// the twelfth and thirteenth field after it.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	user, err1 := strconv.ParseInt(fields[11], 10, 64)
+	system, err2 := strconv.ParseInt(fields[12], 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		b.Fatal(err)
+	}
+	return user + system
+}
+
+// resident returns what a process has in memory of its own, in bytes.
+func resident(b *testing.B, pid int) int64 {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kilobytes int64
+		if n, _ := fmt.Sscanf(line, "RssAnon: %d kB", &kilobytes); n == 1 {
+			return kilobytes << 10
+		}
+	}
+	b.Fatalf("process %d has no RssAnon", pid)
+	return 0
 }
 
 // stillness is how long nothing happens before a measured call, cold or warm: a
 // machine that has been idle answers its first request slower, whatever it is.
-const stillness = time.Second
+const stillness = 300 * time.Millisecond
 
 // quantile returns the q-quantile of the samples, in microseconds.
 func quantile(samples []time.Duration, q float64) float64 {
