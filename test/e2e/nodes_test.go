@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/serving/pkg/activator"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/wisp-serving/wisp/ranking"
 	"github.com/wisp-serving/wisp/test/platform"
@@ -115,7 +114,7 @@ func TestThreeNodes(t *testing.T) {
 		name := fmt.Sprintf("wisp-%d", order[0])
 		base.Kubectl(t, "cordon", name)
 		defer base.Kubectl(t, "uncordon", name)
-		awaitCordoned(t, base, name)
+		p.awaitCordoned(t, order[0])
 		if a := p.callNode(order[0], service); !a.ok() {
 			t.Errorf("got %s, want 200 from another node", a)
 		}
@@ -144,15 +143,31 @@ func TestThreeNodes(t *testing.T) {
 		awaitZero(t, base, service)
 	})
 
+	t.Run("max-scale holds over the nodes, from the first call on", func(t *testing.T) {
+		namespace := base.Namespace(t)
+		for i := range 3 { // each has its own first node, and a pod where the scheduler likes
+			service := createService(t, base, namespace, fmt.Sprintf("span-%d", i), base.Guest(t, "test/guests/span/span.c"),
+				"--concurrency-limit", "1", "--scale-max", "1")
+			awaitZero(t, base, service)
+			answers := p.burst(service, 20, `{"args":["200"]}`)
+			expectAll(t, "20 at once", answers)
+			// What was started ahead finishes the call that it has when the pod comes up
+			// on another node.
+			if n := overlaps(t, answers); n > 1 {
+				t.Errorf("%s: %d calls began while another ran, want at most 1", service.Name, n)
+			}
+		}
+	})
+
 	t.Run("a node that dies takes only its own requests with it", func(t *testing.T) {
 		service := createService(t, base, base.Namespace(t), "sort", base.SortModule, "--scale-min", "3")
 		pods := awaitReadyPods(t, base, service, 3)
 		const clients = 6
 		tr := p.startTraffic(service, clients, numbers, every(2*time.Millisecond))
-		time.Sleep(time.Second)
+		tr.await(t, 200)
 		victim := slices.IndexFunc([]int{0, 1, 2}, func(i int) bool { return fmt.Sprintf("wisp-%d", i) == pods[0].Spec.NodeName })
 		base.Kill(t, component(victim))
-		time.Sleep(2 * time.Second)
+		tr.await(t, 400)
 		answers := tr.stop()
 		n, kinds := failures(answers)
 		t.Logf("while a node of three was killed: %d of %d calls failed%s", n, len(answers), kinds)
@@ -170,14 +185,11 @@ func awaitReadyPods(t testing.TB, p *platform.Platform, service *servingv1.Servi
 	})
 }
 
-// awaitCordoned waits until the node itself knows: it sends on then.
-func awaitCordoned(t *testing.T, p *platform.Platform, name string) {
+// awaitCordoned waits until the i-th node itself knows that it is: it sends on
+// then.
+func (p threeNodes) awaitCordoned(t *testing.T, i int) {
 	t.Helper()
-	node := &corev1.Node{}
-	node.Name = name
-	platform.WaitFor(t, p, node, "be cordoned", func(n *corev1.Node) bool { return n.Spec.Unschedulable })
-	if err := p.Client.Get(t.Context(), client.ObjectKeyFromObject(node), node); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(500 * time.Millisecond) // nothing tells when a watch has brought it to the node
+	eventually(t, component(i)+" to know that it is cordoned", func() bool {
+		return strings.Contains(p.Log(t, component(i)), "this node is cordoned")
+	})
 }

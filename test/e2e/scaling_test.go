@@ -15,34 +15,55 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
-// mostAtOnce returns how many of the calls to span ran at one time.
-func mostAtOnce(t *testing.T, answers []answer) int {
+// edges returns when the calls to span began (1) and ended (-1), in order.
+func edges(t *testing.T, answers []answer) []edge {
 	t.Helper()
-	type edge struct {
-		at    int64
-		delta int
-	}
-	var edges []edge
+	var all []edge
 	for _, a := range answers {
 		var began, ended int64
 		if _, err := fmt.Sscan(a.body, &began, &ended); err != nil {
 			t.Fatalf("span answered %q: %v", a.body, err)
 		}
-		edges = append(edges, edge{began, 1}, edge{ended, -1})
+		all = append(all, edge{began, 1}, edge{ended, -1})
 	}
-	slices.SortFunc(edges, func(a, b edge) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.delta, b.delta)) })
+	slices.SortFunc(all, func(a, b edge) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.delta, b.delta)) })
+	return all
+}
+
+type edge struct {
+	at    int64
+	delta int
+}
+
+// mostAtOnce returns how many of the calls to span ran at one time.
+func mostAtOnce(t *testing.T, answers []answer) int {
+	t.Helper()
 	most, running := 0, 0
-	for _, e := range edges {
+	for _, e := range edges(t, answers) {
 		running += e.delta
 		most = max(most, running)
 	}
 	return most
+}
+
+// overlaps returns how many of the calls to span began while another ran.
+func overlaps(t *testing.T, answers []answer) int {
+	t.Helper()
+	n, running := 0, 0
+	for _, e := range edges(t, answers) {
+		if e.delta > 0 && running > 0 {
+			n++
+		}
+		running += e.delta
+	}
+	return n
 }
 
 // TestContainerConcurrency calls a revision at zero 50 times at once. Each of its
@@ -108,7 +129,10 @@ func TestUpdateUnderLoad(t *testing.T) {
 	for i := range 3 {
 		p.Kn(t, "service", "update", "sort", "-n", service.Namespace, "--env", fmt.Sprintf("ROUND=%d", i))
 	}
-	time.Sleep(10 * time.Second) // the old revisions go meanwhile
+	awaitPods(t, p, service, "the last revision's pod alone", func(pods []*corev1.Pod) bool {
+		return len(pods) == 1 && ready(pods[0]) && strings.HasSuffix(pods[0].Labels[serving.RevisionLabelKey], "-00004")
+	})
+	tr.await(t, 100)
 	expectAll(t, "through three rollouts", tr.stop())
 }
 
@@ -205,9 +229,9 @@ func TestKilledUnderLoad(t *testing.T) {
 	for role, onTheWay := range map[string]bool{"wisp-autoscaler": false, "wisp-gateway": false, "envoy": true, "wisp-node": true} {
 		t.Run(role, func(t *testing.T) {
 			tr := c.startTraffic(service, 4, numbers, every(5*time.Millisecond))
-			time.Sleep(time.Second)
+			tr.await(t, 100)
 			p.Kill(t, role)
-			time.Sleep(2 * time.Second)
+			tr.await(t, 400)
 			answers := tr.stop()
 			if !onTheWay {
 				expectAll(t, "while "+role+" was killed", answers)

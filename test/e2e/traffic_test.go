@@ -107,6 +107,7 @@ func (c *caller) burst(service *servingv1.Service, n int, body string) []answer 
 type traffic struct {
 	end     context.CancelFunc
 	clients sync.WaitGroup
+	more    chan struct{} // has room for one: there is another answer
 
 	mu      sync.Mutex
 	answers []answer
@@ -116,7 +117,7 @@ type traffic struct {
 // what pause returns.
 func (c *caller) startTraffic(service *servingv1.Service, clients int, body string, pause func() time.Duration) *traffic {
 	ctx, end := context.WithCancel(context.Background())
-	tr := &traffic{end: end}
+	tr := &traffic{end: end, more: make(chan struct{}, 1)}
 	for range clients {
 		tr.clients.Go(func() {
 			for ctx.Err() == nil {
@@ -124,6 +125,10 @@ func (c *caller) startTraffic(service *servingv1.Service, clients int, body stri
 				tr.mu.Lock()
 				tr.answers = append(tr.answers, a)
 				tr.mu.Unlock()
+				select {
+				case tr.more <- struct{}{}:
+				default:
+				}
 				select {
 				case <-time.After(pause()):
 				case <-ctx.Done():
@@ -135,6 +140,36 @@ func (c *caller) startTraffic(service *servingv1.Service, clients int, body stri
 }
 
 func every(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
+
+// await waits for n answers more than there are.
+func (tr *traffic) await(t testing.TB, n int) {
+	t.Helper()
+	answers := func() int {
+		tr.mu.Lock()
+		defer tr.mu.Unlock()
+		return len(tr.answers)
+	}
+	deadline := time.After(2 * time.Minute)
+	for want := answers() + n; answers() < want; {
+		select {
+		case <-tr.more:
+		case <-deadline:
+			t.Fatalf("got %d answers, want %d", answers(), want)
+		}
+	}
+}
+
+// eventually waits until ok holds, for what nothing tells of.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
 
 // stop ends the traffic and returns all answers.
 func (tr *traffic) stop() []answer {
