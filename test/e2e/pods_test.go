@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,7 @@ func TestPods(t *testing.T) {
 		"eviction":               testEviction,
 		"exec is refused":        testExec,
 		"events are a kubelet's": testEvents,
+		"out of memory":          testOutOfMemory,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -488,14 +490,28 @@ func testExec(t *testing.T, w *worker) {
 
 func testEvents(t *testing.T, w *worker) {
 	pod := w.run(t, "eventful", w.spec(corev1.RestartPolicyNever, "print", "hi"))
+	w.awaitEvents(t, pod, "Pulled", "Created", "Started")
+}
+
+// A guest that its limit denies memory ends as a container that the kernel kills
+// for it does.
+func testOutOfMemory(t *testing.T, w *worker) {
+	spec := w.spec(corev1.RestartPolicyNever, "allocate")
+	spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
+	pod := w.run(t, "out-of-memory", spec)
+	ended := pod.Status.ContainerStatuses[0].State.Terminated
+	if ended == nil || ended.Reason != "OOMKilled" || ended.ExitCode != 137 || !strings.Contains(ended.Message, "64 MiB") {
+		t.Errorf("got %+v, want OOMKilled with 137 and the limit", ended)
+	}
+	w.awaitEvents(t, pod, "OOMKilled")
+}
+
+// awaitEvents waits for events about a pod's container.
+func (w *worker) awaitEvents(t *testing.T, pod *corev1.Pod, reasons ...string) {
+	t.Helper()
 	seen := map[string]bool{}
-	missing := func() (reasons []string) {
-		for _, reason := range []string{"Pulled", "Created", "Started"} {
-			if !seen[reason] {
-				reasons = append(reasons, reason)
-			}
-		}
-		return reasons
+	missing := func() []string {
+		return slices.DeleteFunc(slices.Clone(reasons), func(reason string) bool { return seen[reason] })
 	}
 	events, err := w.Client.Watch(t.Context(), &corev1.EventList{}, client.InNamespace(w.namespace))
 	if err != nil {

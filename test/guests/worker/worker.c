@@ -10,6 +10,7 @@
 //   write PATH TEXT  a file
 //   sleep SECONDS
 //   exit CODE
+//   allocate         memory without end; a trap when there is none
 //   trap             ends by a trap
 #include <errno.h>
 #include <stdio.h>
@@ -48,6 +49,10 @@ int main(int argc, char **argv) {
       for (char **e = environ; *e; e++) puts(*e);
     } else if (!strcmp(verb, "args")) {
       for (int j = 0; j < argc; j++) puts(argv[j]);
+    } else if (!strcmp(verb, "allocate")) {
+      // The compiler leaves out what nobody looks at.
+      for (void *volatile block = argv; block;) block = malloc(1 << 20);
+      __builtin_trap();
     } else if (!strcmp(verb, "trap")) {
       __builtin_trap();
     } else if (!strcmp(verb, "print")) {
