@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	ktesting "k8s.io/client-go/testing"
 
 	"github.com/wisp-serving/wisp/provider/podlife"
 )
@@ -192,4 +193,30 @@ func TestDeletedPodLeavesNothingOnDisk(t *testing.T) {
 	if _, err := os.Stat(s.folder("job")); !os.IsNotExist(err) {
 		t.Errorf("got %v for the folder of a deleted pod, want it gone", err)
 	}
+}
+
+// TestLastStatusComesBeforeTheEnd is about those who watch a pod go: they see how
+// it has ended.
+func TestLastStatusComesBeforeTheEnd(t *testing.T) {
+	s := newStand(t)
+	pod := s.pod("sort", "uid", s.push(t, "good", emptyCommand))
+	s.create(t, pod)
+	s.awaitReady(t, "sort")
+	s.markDeleted(t, pod)
+	s.awaitGone(t, "sort")
+	var told *corev1.Pod
+	for _, action := range s.client.Actions() {
+		switch a := action.(type) {
+		case ktesting.UpdateActionImpl:
+			if a.GetSubresource() == "status" {
+				told = a.GetObject().(*corev1.Pod)
+			}
+		case ktesting.DeleteActionImpl:
+			if told == nil || told.Status.Phase != corev1.PodSucceeded || told.Status.ContainerStatuses[0].State.Terminated == nil {
+				t.Fatalf("the pod was removed with the status %+v", told)
+			}
+			return
+		}
+	}
+	t.Fatal("the pod was never removed")
 }

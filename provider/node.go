@@ -11,6 +11,7 @@ import (
 	"github.com/virtual-kubelet/virtual-kubelet/node/nodeutil"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -29,7 +30,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	// Not ended by ctx: the pods' last events come after it.
 	broadcaster := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	defer broadcaster.Shutdown()
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.cfg.Client.CoreV1().Events("")})
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.cfg.Events.Events("")})
 	p.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: p.cfg.Node.Name})
 
 	pods, podInformers, err := p.podController()
@@ -99,7 +100,8 @@ func (p *Provider) admitPods(ctx context.Context) {
 // that the provider resolves itself: those are never started, so that the node
 // doesn't watch every Secret of the cluster.
 func (p *Provider) podController() (*node.PodController, informers.SharedInformerFactory, error) {
-	mine := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0, nodeutil.PodInformerFilter(p.cfg.Node.Name))
+	mine := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0,
+		nodeutil.PodInformerFilter(p.cfg.Node.Name), informers.WithTransform(withoutManagedFields))
 	p.lister = mine.Core().V1().Pods().Lister()
 	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: p.gated, DeleteFunc: p.missed}); err != nil {
 		return nil, nil, fmt.Errorf("prepare the watch of pods: %w", err)
@@ -127,6 +129,16 @@ func (p *Provider) podController() (*node.PodController, informers.SharedInforme
 		return nil, nil, fmt.Errorf("prepare the pod controller: %w", err)
 	}
 	return pods, mine, nil
+}
+
+// withoutManagedFields drops from an object what only the API server has a use for:
+// most of a pod's memory, and of the time in which virtual-kubelet compares two
+// byte by byte.
+func withoutManagedFields(obj any) (any, error) {
+	if object, err := meta.Accessor(obj); err == nil {
+		object.SetManagedFields(nil)
+	}
+	return obj, nil
 }
 
 // retryForEver retries what failed, as often as it takes, at the limiter's pace.

@@ -46,8 +46,11 @@ type pod struct {
 	killed context.Context
 	kill   context.CancelFunc
 
-	// telling keeps the order of what virtual-kubelet is told.
-	telling sync.Mutex
+	// telling keeps the order of what virtual-kubelet is told; told is closed when
+	// it was told something.
+	telling  sync.Mutex
+	told     chan struct{}
+	toldOnce sync.Once
 
 	mu         sync.Mutex
 	api        *corev1.Pod // never changed in place
@@ -63,7 +66,8 @@ type pod struct {
 	// failed is errDeadline once it holds.
 	failed   error
 	deadline *time.Timer
-	ending   bool      // nothing runs again
+	ending   bool // nothing runs again
+	deleted  bool
 	killAt   time.Time // zero: no grace period runs
 	killThen *time.Timer
 }
@@ -76,6 +80,7 @@ func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
 		accepted: time.Now(),
 		log:      p.cfg.Log.With("namespace", api.Namespace, "pod", api.Name),
 		end:      end,
+		told:     make(chan struct{}),
 		api:      api,
 		running:  make(map[string]*function),
 		logs:     make(map[string]*podlog.Log),
@@ -93,7 +98,7 @@ func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
 // this node.
 func (p *pod) live(ctx context.Context) {
 	defer p.release()
-	p.provider.publish(p)
+	p.provider.lives.Go(func() { p.announce(ctx) })
 	p.work(ctx)
 	<-ctx.Done()
 	if !errors.Is(context.Cause(ctx), errDeleted) {
@@ -102,8 +107,37 @@ func (p *pod) live(ctx context.Context) {
 	p.provider.discard(p.uid)
 	remove, cancel := context.WithTimeout(context.Background(), removeTimeout)
 	defer cancel()
-	if err := p.provider.removeFromAPI(remove, p.name, p.uid); err != nil {
+	if err := p.provider.bury(remove, p); err != nil {
 		p.log.Warnw("virtual-kubelet removes the pod at the end of its grace period", "error", err)
+		p.provider.tell(p)
+	}
+}
+
+// gone is whether the pod was deleted and nothing of it runs any more.
+func (p *pod) gone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.deleted && !p.runs()
+}
+
+// runs is whether a container runs; mu is held.
+func (p *pod) runs() bool {
+	return slices.ContainsFunc(p.containers, func(c podlife.Container) bool { return c.State == podlife.Running })
+}
+
+// quickStart is how long a pod may take to start without a status in between. Most
+// run by then, and one status says all.
+const quickStart = 100 * time.Millisecond
+
+// announce says that the pod was taken if it has nothing else to say soon.
+func (p *pod) announce(ctx context.Context) {
+	timer := time.NewTimer(quickStart)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		p.provider.publish(p)
+	case <-p.told:
+	case <-ctx.Done():
 	}
 }
 
@@ -258,8 +292,7 @@ func (p *pod) state() podstatus.State {
 		HostIPs:    p.provider.addresses(),
 	}
 	s.Phase = podlife.Phase(p.containers, p.api.Spec.RestartPolicy, p.ending)
-	running := slices.ContainsFunc(p.containers, func(c podlife.Container) bool { return c.State == podlife.Running })
-	if p.failed != nil && !running {
+	if p.failed != nil && !p.runs() {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
 	}
 	return s
@@ -290,7 +323,7 @@ func (p *pod) update(api *corev1.Pod) {
 // earlier end holds.
 func (p *pod) delete(grace time.Duration) {
 	p.mu.Lock()
-	p.ending = true
+	p.ending, p.deleted = true, true
 	p.mu.Unlock()
 	p.killAfter(grace)
 	p.end(errDeleted)

@@ -29,6 +29,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -65,14 +66,17 @@ type Router interface {
 	NewServer(h http.Handler) *http.Server
 }
 
-// Config is what New needs; all fields but Outlook, Objects, Metrics and PodMetrics
-// are required.
+// Config is what New needs; all fields but Events, Outlook, Objects, Metrics and
+// PodMetrics are required.
 type Config struct {
 	Node config.Node
 	// Version is Wisp's own, shown as the kubelet's.
 	Version string
 	// Client acts as the kubelet, system:node:<name>.
-	Client  kubernetes.Interface
+	Client kubernetes.Interface
+	// Events takes Events. With a budget of its own, a burst of pods has its
+	// statuses told without waiting for its Events. nil is Client.
+	Events  typedcorev1.EventsGetter
 	Runtime Runtime
 	Router  Router
 	// Outlook is asked about starts ahead of Pods; nil knows nothing.
@@ -124,6 +128,9 @@ type Provider struct {
 func New(cfg Config) (*Provider, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Events == nil {
+		cfg.Events = cfg.Client.CoreV1()
 	}
 	if cfg.Outlook == nil {
 		cfg.Outlook = blind{}
@@ -352,6 +359,22 @@ func (p *Provider) missed(obj any) {
 	}
 }
 
+// bury tells the API the pod's last status and removes it, in this order, as a
+// kubelet does: who watches sees how the pod has ended.
+func (p *Provider) bury(ctx context.Context, it *pod) error {
+	last := it.object()
+	last.ResourceVersion = "" // nobody else writes it
+	_, err := p.cfg.Client.CoreV1().Pods(it.name.Namespace).UpdateStatus(ctx, last, metav1.UpdateOptions{})
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // the name is free, or another's
+		return nil
+	case apierrors.IsInvalid(err): // it was changed meanwhile, by another deletion
+	case err != nil:
+		return fmt.Errorf("tell the last status of pod %s: %w", it.name, err)
+	}
+	return p.removeFromAPI(ctx, it.name, it.uid)
+}
+
 // removeFromAPI deletes a pod's object at once, if it is still the pod of that
 // UID. virtual-kubelet would do so only after the full grace period, 300 s for
 // a revision's pod.
@@ -380,7 +403,7 @@ func (p *Provider) forget(it *pod) {
 // server. It keeps one status per name: that of a pod whose name another has
 // taken would displace the other's.
 func (p *Provider) publish(it *pod) {
-	if p.replaced(it.name, it.uid) {
+	if it.gone() || p.replaced(it.name, it.uid) { // bury tells the last one
 		return
 	}
 	p.tell(it)
@@ -404,6 +427,7 @@ func (p *Provider) tell(it *pod) {
 	p.mu.Unlock()
 	it.telling.Lock()
 	defer it.telling.Unlock()
+	it.toldOnce.Do(func() { close(it.told) })
 	notify(it.object())
 }
 

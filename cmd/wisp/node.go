@@ -142,6 +142,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Node:    cfg,
 		Version: version(),
 		Client:  c.kubelet,
+		Events:  c.events.CoreV1(),
 		Runtime: n.runtime,
 		Router:  n.activator,
 		Outlook: n.fleet,
@@ -248,6 +249,8 @@ func (n *node) ready() error {
 // nodeClients are clients of the node's two identities.
 type nodeClients struct {
 	kubelet *kubernetes.Clientset
+	// events is the first identity's too, with a budget of requests of its own.
+	events *kubernetes.Clientset
 	// reader, copies and serving are of the second one. Each has limits of its own:
 	// many watches to begin don't keep anything else waiting.
 	reader  *kubernetes.Clientset
@@ -267,6 +270,9 @@ func clients(cfg config.Node) (nodeClients, error) {
 	}
 	if c.kubelet, err = kubernetes.NewForConfig(kubeletConfig); err != nil {
 		return c, fmt.Errorf("make the kubelet's client: %w", err)
+	}
+	if c.events, err = kubernetes.NewForConfig(kubeletConfig); err != nil {
+		return c, fmt.Errorf("make the client of Events: %w", err)
 	}
 	if c.reader, err = kubernetes.NewForConfig(readerConfig); err != nil {
 		return c, fmt.Errorf("make the reader's client: %w", err)

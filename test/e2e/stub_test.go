@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/podlife"
+	"github.com/wisp-serving/wisp/provider/podstatus"
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
@@ -38,7 +40,7 @@ type stub struct {
 	pods map[types.NamespacedName]*corev1.Pod
 }
 
-// startStub runs a stub node until the test ends, with a client like the node's.
+// startStub runs a stub node until the test ends, with clients like the node's.
 func startStub(t testing.TB, p *platform.Platform) {
 	t.Helper()
 	limits := config.DefaultNode().Cluster
@@ -48,19 +50,29 @@ func startStub(t testing.TB, p *platform.Platform) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	events, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// Pods of a node that isn't there are removed.
 	if err := p.Client.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: stubName}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: events.CoreV1().Events("")})
 	s := &stub{
 		client:   client,
 		recorder: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: stubName}),
 		pods:     map[types.NamespacedName]*corev1.Pod{},
 	}
-	mine := informers.NewSharedInformerFactoryWithOptions(client, 0, nodeutil.PodInformerFilter(stubName))
+	mine := informers.NewSharedInformerFactoryWithOptions(client, 0, nodeutil.PodInformerFilter(stubName),
+		informers.WithTransform(func(obj any) (any, error) {
+			if pod, ok := obj.(*corev1.Pod); ok {
+				pod.ManagedFields = nil // as the node does
+			}
+			return obj, nil
+		}))
 	unused := informers.NewSharedInformerFactory(client, 0).Core().V1()
 	limiter := func() workqueue.TypedRateLimiter[any] {
 		return workqueue.NewTypedItemExponentialFailureRateLimiter[any](time.Millisecond, time.Second)
@@ -94,22 +106,24 @@ func (s *stub) CreatePod(_ context.Context, pod *corev1.Pod) error {
 	s.mu.Lock()
 	s.pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
 	s.mu.Unlock()
-	s.tell(pod, corev1.PodPending, corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}})
 	for _, reason := range []string{"Pulled", "Created", "Started"} {
 		s.recorder.Event(pod, corev1.EventTypeNormal, reason, reason+" container main of a stub node")
 	}
-	s.tell(pod, corev1.PodRunning, corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}})
+	c := podlife.Container{Name: "main"}.Begin("wisp://"+string(pod.UID)+"/main/0", time.Now())
+	c.Started, c.Ready = true, true
+	s.notify(s.status(pod, corev1.PodRunning, c))
 	return nil
 }
 
-func (s *stub) tell(pod *corev1.Pod, phase corev1.PodPhase, state corev1.ContainerState) {
+// status returns the pod with a status as a node of Wisp's makes it.
+func (s *stub) status(pod *corev1.Pod, phase corev1.PodPhase, c podlife.Container) *corev1.Pod {
+	addresses := []string{"127.0.0.1"}
 	s.mu.Lock()
-	now, running := metav1.Now(), state.Running != nil
-	pod.Status.Phase, pod.Status.StartTime = phase, &now
-	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main", State: state, Ready: running, Started: &running}}
-	told := pod.DeepCopy()
-	s.mu.Unlock()
-	s.notify(told)
+	defer s.mu.Unlock()
+	pod.Status = podstatus.Of(pod, podstatus.State{
+		Phase: phase, Containers: []podlife.Container{c}, Accepted: c.Run.Started, Now: time.Now(), PodIPs: addresses, HostIPs: addresses,
+	})
+	return pod.DeepCopy()
 }
 
 func (s *stub) UpdatePod(context.Context, *corev1.Pod) error { return nil }
@@ -124,10 +138,12 @@ func (s *stub) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 		return errdefs.NotFound("not here")
 	}
 	s.recorder.Event(pod, corev1.EventTypeNormal, "Killing", "Stopping container main of a stub node")
-	s.tell(known, corev1.PodFailed, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 143, Reason: "Error"}})
+	last := s.status(known, corev1.PodFailed, podlife.Container{Name: "main"}.End(podlife.Exit{Code: podlife.CodeTerminated, Reason: podlife.ReasonError}, "wisp://"+string(pod.UID)+"/main/0", time.Now()))
+	last.ResourceVersion = ""
 	options := metav1.NewDeleteOptions(0)
 	options.Preconditions = metav1.NewUIDPreconditions(string(pod.UID))
 	go func() {
+		_, _ = s.client.CoreV1().Pods(pod.Namespace).UpdateStatus(context.WithoutCancel(ctx), last, metav1.UpdateOptions{})
 		_ = s.client.CoreV1().Pods(pod.Namespace).Delete(context.WithoutCancel(ctx), pod.Name, *options)
 	}()
 	return nil
