@@ -36,7 +36,7 @@ func TestTerminationMessage(t *testing.T) {
 		{"in-a-volume", "/scratch/said", file, does().append(scratchDir, "said", "milk").append(scratchDir, "other", "no milk").exit(1), "milk"},
 		{"in-the-root", "/said", file, does().append(rootDir, "said", "milk").exit(1), "milk"},
 		{"file-before-log", usual, fallback, does().append(devDir, log, "milk").complain("no milk\n").exit(3), "milk"},
-		{"log", usual, fallback, does().complain("no milk\n").exit(3), "no milk\n"},
+		{"log", usual, fallback, does().complain("out of milk\n").exit(3), "out of milk\n"},
 		{"no-log-of-success", usual, fallback, does().complain("no milk\n").exit(0), ""},
 		{"no-path", "", file, does().append(devDir, log, "milk").exit(1), ""},
 	}
