@@ -1,7 +1,9 @@
 package provider
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -111,15 +113,34 @@ func TestPodAnswersAtItsOwnAddress(t *testing.T) {
 	if _, body, _ := ask(h1, http.MethodGet, ":9091/metrics"); body != "metrics" {
 		t.Errorf("port 9091: got %q, want the pod's metrics", body)
 	}
-	drained := make(chan int, 1)
-	go func() {
-		status, _, _ := ask(h1, http.MethodGet, ":8022/wait-for-drain")
-		drained <- status
-	}()
-	s.markDeleted(t, pod)
-	if status := <-drained; status != http.StatusOK {
-		t.Errorf("wait-for-drain: got %d, want 200", status)
+	// On a connection that has been answered before: one that isn't accepted yet
+	// would be refused when the pod goes.
+	conn, err := net.Dial("tcp", net.JoinHostPort(ip, "8022"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	status := func() int {
+		t.Helper()
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode
+	}
+	fmt.Fprintf(conn, "GET /none HTTP/1.1\r\nHost: pod\r\n\r\n")
+	status()
+	fmt.Fprintf(conn, "GET /wait-for-drain HTTP/1.1\r\nHost: pod\r\n\r\n")
+	s.markDeleted(t, pod)
+	if got := status(); got != http.StatusOK {
+		t.Errorf("wait-for-drain: got %d, want 200", got)
+	}
+	conn.Close()
 	s.awaitGone(t, "sort")
 	for _, port := range []string{"8012", "8013", "8022", "9090", "9091"} {
 		if _, err := net.Dial("tcp", net.JoinHostPort(ip, port)); !errors.Is(err, syscall.ECONNREFUSED) {
