@@ -500,7 +500,7 @@ func testOutOfMemory(t *testing.T, w *worker) {
 	spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
 	pod := w.run(t, "out-of-memory", spec)
 	ended := pod.Status.ContainerStatuses[0].State.Terminated
-	if ended == nil || ended.Reason != "OOMKilled" || ended.ExitCode != 137 || !strings.Contains(ended.Message, "64 MiB") {
+	if ended == nil || ended.Reason != "OOMKilled" || ended.ExitCode != 137 || !strings.Contains(ended.Message, "67108864 bytes") {
 		t.Errorf("got %+v, want OOMKilled with 137 and the limit", ended)
 	}
 	w.awaitEvents(t, pod, "OOMKilled")
