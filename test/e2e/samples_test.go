@@ -29,6 +29,11 @@ type ask struct {
 func TestSamples(t *testing.T) {
 	const root = "../.."
 	samples := map[string][]ask{
+		"sort": {
+			{"POST", "/", numbers, http.StatusOK, sorted},
+			{"POST", "/", `{"args":["eight"]}`, http.StatusInternalServerError, "exit status 1"},
+		},
+		"hello": {{"GET", "/?you", "", http.StatusOK, "ello"}},
 		"greet": {
 			{"GET", "/?name=Ada", "", http.StatusOK, "Hello Ada, you asked greet."},
 			{"GET", "/", "", http.StatusBadRequest, "who is it?"},
@@ -97,6 +102,7 @@ func request(t *testing.T, p *platform.Platform, service *servingv1.Service, a a
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Header.Set("Content-Type", "application/json") // which the argv ABI asks for
 	r.Host = service.Status.URL.Host + ":" + u.Port()
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
