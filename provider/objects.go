@@ -77,6 +77,9 @@ func addMounts(spec *sandbox.Spec, set *volume.Set, c *corev1.Container, resolve
 		return err
 	}
 	for _, m := range made {
+		if m.Memory != nil && !slices.Contains(spec.Shared, m.Memory) {
+			spec.Shared = append(spec.Shared, m.Memory)
+		}
 		if m.File != "" {
 			spec.Files = append(spec.Files, sandbox.File{At: m.Path, File: wasi.File{FS: m.FS, Path: m.File, ReadOnly: m.ReadOnly}})
 			continue

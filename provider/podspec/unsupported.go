@@ -57,7 +57,7 @@ func (u *unsupported) pod(spec *corev1.PodSpec) {
 func (u *unsupported) volume(path string, v *corev1.Volume) {
 	switch {
 	case v.EmptyDir != nil:
-		u.addIf(v.EmptyDir.Medium != corev1.StorageMediumDefault, "%s.emptyDir.medium = %s (%s)", path, v.EmptyDir.Medium, v.Name)
+		u.addIf(v.EmptyDir.Medium != corev1.StorageMediumDefault && v.EmptyDir.Medium != corev1.StorageMediumMemory, "%s.emptyDir.medium = %s (%s)", path, v.EmptyDir.Medium, v.Name)
 	case v.Projected != nil:
 		for i, s := range v.Projected.Sources {
 			u.addIf(s.ClusterTrustBundle != nil, "%s.projected.sources[%d].clusterTrustBundle (%s)", path, i, v.Name)

@@ -3,7 +3,8 @@
 //
 // What comes from the API, ConfigMaps, Secrets, tokens, the downward API, is held
 // in memory as a [Tree] that changes as a whole, and never touches the disk.
-// emptyDir is a folder on the node's disk with a limit on what it may hold.
+// emptyDir is a folder on the node's disk with a limit on what it may hold, or one
+// in memory, which counts as that of the containers that mount it.
 package volume
 
 import (
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -21,6 +23,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/wisp-serving/wisp/provider/podspec"
+	"github.com/wisp-serving/wisp/runtime/memfs"
+	"github.com/wisp-serving/wisp/runtime/memory"
 )
 
 // Config is what a Set needs; all fields are required.
@@ -42,12 +46,19 @@ type Set struct {
 	volumes map[string]*held
 }
 
-// held is one volume. Either tree or dir is set.
+// held is one volume. One of tree, dir and memory is set.
 type held struct {
-	spec corev1.Volume
-	tree *Tree
-	dir  sys.FS
-	path string // of dir
+	spec   corev1.Volume
+	tree   *Tree
+	dir    *limited
+	path   string // of dir
+	memory *inMemory
+}
+
+// inMemory is a file system in memory, and what that takes.
+type inMemory struct {
+	fs   memfs.FS
+	room *memory.Common
 }
 
 // New returns the volumes of a pod. Those that come from the API are read now,
@@ -61,6 +72,8 @@ func New(ctx context.Context, cfg Config, specs map[string]corev1.Volume) (*Set,
 		s.volumes[name] = v
 		var err error
 		switch {
+		case spec.EmptyDir != nil && spec.EmptyDir.Medium == corev1.StorageMediumMemory:
+			v.memory = newInMemory(spec)
 		case spec.EmptyDir != nil:
 			err = s.makeDir(v)
 		case implicit(spec):
@@ -90,12 +103,24 @@ func (s *Set) makeDir(v *held) error {
 	if err := os.MkdirAll(v.path, 0o700); err != nil {
 		return err
 	}
-	limit := s.cfg.EmptyDirSize
-	if size := v.spec.EmptyDir.SizeLimit; size != nil && size.Sign() > 0 {
-		limit = size.Value()
-	}
-	v.dir = newLimited(v.path, limit)
+	v.dir = newLimited(v.path, sizeOf(v.spec, s.cfg.EmptyDirSize))
 	return nil
+}
+
+// sizeOf is what an emptyDir may hold, usual if it doesn't say.
+func sizeOf(spec corev1.Volume, usual int64) int64 {
+	if size := spec.EmptyDir.SizeLimit; size != nil && size.Sign() > 0 {
+		return size.Value()
+	}
+	return usual
+}
+
+// newInMemory returns an empty volume in memory. Unless it has a limit of its own,
+// those of the containers hold.
+func newInMemory(spec corev1.Volume) *inMemory {
+	m := &inMemory{room: memory.NewCommon(sizeOf(spec, math.MaxInt64))}
+	m.fs.Init(m.room)
+	return m
 }
 
 // read makes the content of a volume anew.
@@ -142,6 +167,8 @@ type Mount struct {
 	// File, unless empty, is the path of a file of FS that is mounted alone.
 	File     string
 	ReadOnly bool
+	// Memory is what FS takes of its containers' memory; nil for one that takes none.
+	Memory *memory.Common
 }
 
 // Mounts returns a container's mounts. expand replaces the references of
@@ -181,6 +208,10 @@ func (v *held) mount(at, sub string) (Mount, error) {
 		part, err := fs.Sub(v.tree, sub)
 		return Mount{Path: at, FS: &sysfs.AdaptFS{FS: part}, ReadOnly: true}, err
 	}
+	if v.memory != nil {
+		part, err := v.memory.part(sub)
+		return Mount{Path: at, FS: part, Memory: v.memory.room}, err
+	}
 	if sub == "" {
 		return Mount{Path: at, FS: v.dir}, nil
 	}
@@ -193,5 +224,5 @@ func (v *held) mount(at, sub string) (Mount, error) {
 	if err := root.MkdirAll(filepath.FromSlash(sub), 0o700); err != nil {
 		return Mount{}, err
 	}
-	return Mount{Path: at, FS: v.dir.(*limited).within(sub)}, nil
+	return Mount{Path: at, FS: v.dir.within(sub)}, nil
 }

@@ -324,3 +324,51 @@ func TestTree(t *testing.T) {
 		t.Errorf("got %v for a path that leads out, want it left out", err)
 	}
 }
+
+// TestMemory is about an emptyDir in memory: its limits, and a part of it.
+func TestMemory(t *testing.T) {
+	limit := resource.MustParse("64Ki")
+	emptyDir := func(name string, limit *resource.Quantity) corev1.Volume {
+		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: limit}}}
+	}
+	s, err := newSet(t, &api{}, emptyDir("limited", &limit), emptyDir("free", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := func(m volume.Mount) (written int) {
+		f, errno := m.FS.OpenFile("fill", sys.O_CREAT|sys.O_WRONLY, 0o600)
+		for b := make([]byte, 1<<10); errno == 0 && written < 1<<20; {
+			var n int
+			n, errno = f.Write(b)
+			written += n
+		}
+		return written
+	}
+	limited := mount(t, s, corev1.VolumeMount{Name: "limited", MountPath: "/m"})
+	if got := fill(limited); got < 32<<10 || got > 64<<10 || limited.Memory == nil {
+		t.Errorf("%d bytes went into a volume of 64 KiB", got)
+	}
+	if got := fill(mount(t, s, corev1.VolumeMount{Name: "free", MountPath: "/f"})); got != 1<<20 {
+		t.Errorf("%d bytes went into a volume without a limit", got)
+	}
+
+	part := mount(t, s, corev1.VolumeMount{Name: "free", MountPath: "/part", SubPath: "a/b"})
+	f, errno := part.FS.OpenFile("file", sys.O_CREAT|sys.O_WRONLY, 0o600)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	f.Write([]byte("hello"))
+	whole := mount(t, s, corev1.VolumeMount{Name: "free", MountPath: "/f"})
+	if text, errno := read(t, whole.FS, "a/b/file"); text != "hello" {
+		t.Errorf("got %q, %v through the whole volume", text, errno)
+	}
+	if _, errno := part.FS.Stat("fill"); errno != sys.ENOENT {
+		t.Errorf("got %v for a file outside the part, want ENOENT", errno)
+	}
+	if errno := part.FS.Rename("file", "other"); errno != 0 {
+		t.Error(errno)
+	}
+	if text, errno := read(t, part.FS, "other"); text != "hello" {
+		t.Errorf("got %q, %v after a rename", text, errno)
+	}
+}

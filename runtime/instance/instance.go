@@ -89,6 +89,9 @@ func (g *Group) Usage() Usage {
 	return Usage{CPU: g.share.CPU(), Memory: g.budget.Used(), Instances: g.count.Load()}
 }
 
+// Join counts what others hold together as g's too, until leave is called.
+func (g *Group) Join(c *memory.Common) (leave func()) { return c.Join(g.budget) }
+
 // MemoryLimit returns the limit of g's memory in bytes.
 func (g *Group) MemoryLimit() int64 { return g.budget.Limit() }
 

@@ -22,10 +22,13 @@ type Needs struct {
 func (n Needs) least() int64 { return n.Fixed + int64(n.Min) }
 
 // LimitError says that an instance needs more memory than its sandbox may have,
-// with no other instance beside it.
-type LimitError struct{ Need, Limit int64 }
+// with no other instance beside it. Common is what it holds together with others.
+type LimitError struct{ Need, Limit, Common int64 }
 
 func (e *LimitError) Error() string {
+	if e.Common > 0 {
+		return fmt.Sprintf("an instance needs %d bytes of memory to start, the limit is %d, of which volumes in memory hold %d", e.Need, e.Limit, e.Common)
+	}
 	return fmt.Sprintf("an instance needs %d bytes of memory to start, the limit is %d", e.Need, e.Limit)
 }
 
@@ -36,6 +39,7 @@ type Budget struct {
 
 	mu      sync.Mutex
 	used    int64
+	common  int64     // held together with others, beside used
 	typical int64     // what instances hold at their end, a moving average
 	waiting list.List // of *waiter, the longest waiting first
 }
@@ -53,7 +57,7 @@ func NewBudget(p *Pool, limit int64) *Budget { return &Budget{pool: p, limit: li
 func (b *Budget) Used() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.used
+	return b.used + b.common
 }
 
 // Limit returns the limit in bytes.
@@ -64,9 +68,6 @@ func (b *Budget) Limit() int64 { return b.limit }
 // started only to be denied it. It gives up with ctx's cause. What can never fit
 // is *LimitError.
 func (b *Budget) Reserve(ctx context.Context, n Needs) (*Linear, error) {
-	if n.least() > b.limit {
-		return nil, &LimitError{Need: n.least(), Limit: b.limit}
-	}
 	charged, err := b.take(ctx, n)
 	if err != nil {
 		return nil, err
@@ -83,11 +84,15 @@ func (b *Budget) Reserve(ctx context.Context, n Needs) (*Linear, error) {
 
 func (b *Budget) take(ctx context.Context, n Needs) (int64, error) {
 	b.mu.Lock()
+	if n.least() > b.limit-b.common {
+		defer b.mu.Unlock()
+		return 0, &LimitError{Need: n.least(), Limit: b.limit, Common: b.common}
+	}
 	if b.typical == 0 && n.Max > n.Min {
 		b.typical = n.Fixed + 2*int64(n.Min) // a guess, until some have ended
 	}
-	want := min(max(n.least(), b.typical), b.limit)
-	if b.waiting.Len() == 0 && b.used+want <= b.limit {
+	want := min(max(n.least(), b.typical), b.limit-b.common)
+	if b.waiting.Len() == 0 && b.fits(want) {
 		b.used += want
 		b.mu.Unlock()
 		return want, nil
@@ -125,7 +130,7 @@ func (b *Budget) admit() {
 	for b.waiting.Len() > 0 {
 		first := b.waiting.Front()
 		w := first.Value.(*waiter)
-		if b.used+w.want > b.limit {
+		if !b.fits(w.want) {
 			return
 		}
 		b.used += w.want
@@ -138,11 +143,36 @@ func (b *Budget) admit() {
 func (b *Budget) grow(extra int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.used+extra > b.limit {
+	if !b.fits(extra) {
 		return false
 	}
 	b.used += extra
 	return true
+}
+
+// fits is whether there is room for so many bytes more. b.mu is held.
+func (b *Budget) fits(bytes int64) bool { return b.used+b.common+bytes <= b.limit }
+
+// hold is grow for what others hold too, and the opposite below 0.
+func (b *Budget) hold(bytes int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if bytes > 0 && !b.fits(bytes) {
+		return false
+	}
+	b.common += bytes
+	if bytes < 0 {
+		b.admit()
+	}
+	return true
+}
+
+// join counts what others hold already, beyond the limit too: no instance starts
+// then.
+func (b *Budget) join(bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.common += bytes
 }
 
 // learn takes in what an instance held at its end.

@@ -90,7 +90,11 @@ func hasFolder(in sys.FS, dir string) bool {
 	return errno == 0 && st.Mode.IsDir()
 }
 
-func (s *Sandbox) closeRoot() {
+// giveBack gives back what the sandbox holds beside its instances.
+func (s *Sandbox) giveBack() {
+	for _, leave := range s.leave {
+		leave()
+	}
 	if s.root != nil {
 		_ = s.root.Close() // it was only read
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/tetratelabs/wazero/experimental/sysfs"
 
+	"github.com/wisp-serving/wisp/runtime/memfs"
+	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
 
@@ -114,5 +116,31 @@ func TestSingleFiles(t *testing.T) {
 		if got := call(t.Context(), s, "append", path).Body.String(); got == "" {
 			t.Errorf("append to %s: got %q, want an error", path, got)
 		}
+	}
+}
+
+// What sandboxes hold together counts as each one's memory.
+func TestSharedMemory(t *testing.T) {
+	room := memory.NewCommon(1 << 30)
+	volume := new(memfs.FS)
+	volume.Init(room)
+	spec := Spec{Memory: 64 << 20, Mounts: []wasi.Mount{{Path: "/ram", FS: volume}}, Shared: []*memory.Common{room}}
+	first, second := start(t, spec), start(t, spec)
+	call(t.Context(), first, "append", "/ram/line")
+	if got := call(t.Context(), second, "cat", "/ram/line").Body.String(); got != "line\n" {
+		t.Errorf("got %q from the other's volume", got)
+	}
+	text := call(t.Context(), first, "fill", "/ram/x").Body.String()
+	if written, err := strconv.Atoi(strings.TrimSpace(text)); err != nil || written < 8 || written >= 64 {
+		t.Errorf("%q MiB were written in a pod of 64", text)
+	}
+	if first.Usage().Memory == 0 || first.Usage().Memory != second.Usage().Memory {
+		t.Errorf("got %d and %d bytes used, want the volume in both", first.Usage().Memory, second.Usage().Memory)
+	}
+	if err := first.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if used := first.Usage().Memory; used != 0 {
+		t.Errorf("%d bytes count for a sandbox that is closed", used)
 	}
 }

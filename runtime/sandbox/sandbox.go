@@ -27,6 +27,7 @@ import (
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/measure"
+	"github.com/wisp-serving/wisp/runtime/memory"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 	"github.com/wisp-serving/wisp/runtime/wasi"
 )
@@ -67,6 +68,9 @@ type Spec struct {
 	// Memory bounds what all its instances hold together, in bytes; 0 is
 	// Deps.Memory.
 	Memory int64
+	// Shared is what it holds together with other sandboxes, such as a volume in
+	// memory: it counts as its own.
+	Shared []*memory.Common
 	// CPURequest is its weight against other sandboxes, and CPULimit, unless 0,
 	// bounds its use, in thousandths of a core.
 	CPURequest, CPULimit int64
@@ -113,6 +117,7 @@ type Sandbox struct {
 	ports   *ports        // of a server, else nil
 	server  *guest.Server // likewise
 	root    *os.Root      // nil for none
+	leave   []func()      // what is shared
 
 	// stopping ends what runs when Close has waited long enough.
 	stopping context.Context
@@ -150,9 +155,12 @@ func New(ctx context.Context, deps Deps, spec Spec) (_ *Sandbox, err error) {
 	if err != nil {
 		return nil, s.named(err)
 	}
+	for _, common := range spec.Shared {
+		s.leave = append(s.leave, s.group.Join(common))
+	}
 	defer func() {
 		if err != nil {
-			s.closeRoot()
+			s.giveBack()
 		}
 	}()
 	if err = s.chooseHandler(); err != nil {
@@ -402,7 +410,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.lines.wait()
 	s.once.Do(func() {
-		s.closeRoot()
+		s.giveBack()
 		if s.deps.OnClose != nil {
 			s.deps.OnClose(s)
 		}

@@ -390,12 +390,13 @@ func testVolumes(t *testing.T, w *worker) {
 	spec := w.spec(corev1.RestartPolicyNever,
 		"cat", "/etc/config/app.conf", "cat", "/etc/keys/password", "cat", "/etc/pod/name", "cat", "/etc/pod/token", "print", "",
 		"cat", "/opt/one/renamed.conf", "write", "/scratch/out", "hello", "cat", "/scratch/out", "print", "",
-		"cat", "/var/run/secrets/kubernetes.io/serviceaccount/namespace", "print", "")
+		"cat", "/var/run/secrets/kubernetes.io/serviceaccount/namespace", "print", "", "cat", "/ram/out", "print", "")
 	hour := int64(3600)
 	spec.Volumes = []corev1.Volume{
 		{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "files"}}}},
 		{Name: "keys", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "password"}}},
 		{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		{Name: "ram", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
 		{Name: "pod", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
 			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{{Path: "name", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}}},
 			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: "elsewhere", ExpirationSeconds: &hour, Path: "token"}},
@@ -408,11 +409,12 @@ func testVolumes(t *testing.T, w *worker) {
 		{Name: "pod", MountPath: "/etc/pod"},
 		{Name: "config", MountPath: "/opt/one/renamed.conf", SubPath: "app.conf"},
 		{Name: "scratch", MountPath: "/scratch"},
+		{Name: "ram", MountPath: "/ram"},
 	}
-	// An init container sees the same emptyDir.
+	// An init container sees the same emptyDirs.
 	spec.InitContainers = []corev1.Container{{
-		Name: "first", Image: w.image, Args: []string{"write", "/data/out", "from init"},
-		VolumeMounts: []corev1.VolumeMount{{Name: "scratch", MountPath: "/data"}},
+		Name: "first", Image: w.image, Args: []string{"write", "/data/out", "from init", "write", "/ram/out", "from init too"},
+		VolumeMounts: []corev1.VolumeMount{{Name: "scratch", MountPath: "/data"}, {Name: "ram", MountPath: "/ram"}},
 	}}
 	pod := w.run(t, "volumes", spec)
 	got := w.logs(t, "volumes", "-c", "main")
@@ -421,7 +423,7 @@ func testVolumes(t *testing.T, w *worker) {
 		t.Fatalf("got %s, log %q", pod.Status.Phase, got)
 	}
 	token := strings.TrimPrefix(lines[2], "volumes") // the name ends without a line break
-	for i, want := range map[int]string{0: "color = red", 1: "s3cret", 3: "color = red", 4: "hello", 5: w.namespace} {
+	for i, want := range map[int]string{0: "color = red", 1: "s3cret", 3: "color = red", 4: "hello", 5: w.namespace, 6: "from init too"} {
 		if lines[i] != want {
 			t.Errorf("line %d: got %q, want %q", i, lines[i], want)
 		}
