@@ -45,7 +45,11 @@ func (p *Provider) Run(ctx context.Context) error {
 	g, running := errgroup.WithContext(ctx)
 	p.admitPods(running)
 	podInformers.Start(running.Done())
-	g.Go(func() error { return pods.Run(running, runtime.NumCPU()) })
+	p.informers.Start(running.Done())
+	g.Go(func() error {
+		p.informers.WaitForCacheSync(running.Done()) // a pod is to see all Services
+		return pods.Run(running, runtime.NumCPU())
+	})
 	g.Go(func() error { return p.register(running, pods, nodes) })
 	g.Go(func() error {
 		p.ahead.run(running)
@@ -60,6 +64,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	p.lives.Wait()
 	p.early.stop()
 	podInformers.Shutdown()
+	p.informers.Shutdown()
 	if ctx.Err() != nil {
 		return nil // stopped from outside: what ended because of it is no error
 	}

@@ -28,6 +28,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -119,6 +120,9 @@ type Provider struct {
 
 	// lister is the API's truth of this node's pods, set by Run before any pod.
 	lister corelisters.PodLister
+	// services are those of the cluster, for the variables of pods.
+	services  corelisters.ServiceLister
+	informers informers.SharedInformerFactory
 	// running is the context of pods; lives counts their goroutines.
 	running context.Context
 	lives   sync.WaitGroup
@@ -139,13 +143,15 @@ func New(cfg Config) (*Provider, error) {
 		cfg.Objects = noObjects{}
 	}
 	p := &Provider{
-		cfg:    cfg,
-		source: newSource(cfg.Client),
-		ready:  make(chan struct{}),
-		began:  time.Now(),
-		pods:   make(map[types.UID]*pod),
-		byName: make(map[types.NamespacedName]*pod),
+		cfg:       cfg,
+		source:    newSource(cfg.Client),
+		ready:     make(chan struct{}),
+		began:     time.Now(),
+		informers: informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(withoutManagedFields)),
+		pods:      make(map[types.UID]*pod),
+		byName:    make(map[types.NamespacedName]*pod),
 	}
+	p.services = p.informers.Core().V1().Services().Lister()
 	if cfg.Node.PodCIDR != "" {
 		network, err := netip.ParsePrefix(cfg.Node.PodCIDR)
 		if err != nil {

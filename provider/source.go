@@ -9,6 +9,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
@@ -130,6 +131,10 @@ func (p *Provider) facts() podspec.Facts {
 	return podspec.Facts{
 		PodIPs:  p.addresses(),
 		HostIPs: p.addresses(),
+		Services: func(namespace string) []*corev1.Service {
+			all, _ := p.services.Services(namespace).List(labels.Everything()) // from memory: it never fails
+			return all
+		},
 		Allocatable: corev1.ResourceList{
 			corev1.ResourceCPU:    p.cfg.Node.Capacity.CPU,
 			corev1.ResourceMemory: p.cfg.Node.Capacity.Memory,

@@ -23,8 +23,8 @@ type Facts struct {
 	PodIPs, HostIPs []string
 	// Allocatable stands for limits that a container doesn't set.
 	Allocatable corev1.ResourceList
-	// Services are the variables of the Services that the pod may see.
-	Services map[string]string
+	// Services returns the Services of a namespace; nil knows none.
+	Services func(namespace string) []*corev1.Service
 }
 
 // Resolved is what a container starts with.
@@ -49,10 +49,7 @@ func (c Container) Resolve(ctx context.Context, pod *corev1.Pod, facts Facts, so
 	env := environment{
 		ctx: ctx, pod: pod, container: c.Container, facts: facts,
 		objects: objects{source: source, namespace: pod.Namespace},
-		values:  maps.Clone(facts.Services),
-	}
-	if env.values == nil {
-		env.values = make(map[string]string, len(c.Env))
+		values:  serviceVariables(pod, facts.Services),
 	}
 	for name := range env.values {
 		env.names = append(env.names, name)

@@ -3,6 +3,7 @@ package podspec_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -406,7 +407,12 @@ func TestResolve(t *testing.T) {
 	facts := podspec.Facts{
 		PodIPs: []string{"10.0.0.1", "fd00::1"}, HostIPs: []string{"127.0.0.1"},
 		Allocatable: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("1Gi")},
-		Services:    map[string]string{"KUBERNETES_SERVICE_HOST": "10.96.0.1"},
+		Services:    servicesOf(service("default", "kubernetes", "10.96.0.1", corev1.ServicePort{Name: "https", Port: 443})),
+	}
+	kubernetes := []string{
+		"KUBERNETES_PORT=tcp://10.96.0.1:443", "KUBERNETES_PORT_443_TCP=tcp://10.96.0.1:443", "KUBERNETES_PORT_443_TCP_ADDR=10.96.0.1",
+		"KUBERNETES_PORT_443_TCP_PORT=443", "KUBERNETES_PORT_443_TCP_PROTO=tcp",
+		"KUBERNETES_SERVICE_HOST=10.96.0.1", "KUBERNETES_SERVICE_PORT=443", "KUBERNETES_SERVICE_PORT_HTTPS=443",
 	}
 	field := func(path string) *corev1.EnvVarSource { return fieldEnv(path)[0].ValueFrom }
 	tests := []struct {
@@ -481,10 +487,70 @@ func TestResolve(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(append([]string{"KUBERNETES_SERVICE_HOST=10.96.0.1"}, test.want...), got.Env); diff != "" {
+			if diff := cmp.Diff(slices.Concat(kubernetes, test.want), got.Env); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func service(namespace, name, ip string, ports ...corev1.ServicePort) *corev1.Service {
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.ServiceSpec{ClusterIP: ip, Ports: ports}}
+}
+
+func servicesOf(all ...*corev1.Service) func(namespace string) []*corev1.Service {
+	return func(namespace string) (in []*corev1.Service) {
+		for _, s := range all {
+			if s.Namespace == namespace {
+				in = append(in, s)
+			}
+		}
+		return in
+	}
+}
+
+func TestServiceVariables(t *testing.T) {
+	port := func(number int32) corev1.ServicePort { return corev1.ServicePort{Port: number} }
+	facts := podspec.Facts{Services: servicesOf(
+		service("default", "kubernetes", "10.96.0.1", port(443)),
+		service("default", "other", "10.96.0.2", port(80)),
+		service("shop", "web-shop", "10.96.0.3", corev1.ServicePort{Name: "dns-udp", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "web", Port: 80}),
+		service("shop", "headless", corev1.ClusterIPNone, port(80)),
+		service("shop", "v6", "fd00::1", port(80)),
+	)}
+	hosts := func(links *bool) (names []string, all map[string]string) {
+		c := podspec.Container{Container: &corev1.Container{}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop"}, Spec: corev1.PodSpec{EnableServiceLinks: links}}
+		got, err := c.Resolve(t.Context(), pod, facts, &objects{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = map[string]string{}
+		for _, entry := range got.Env {
+			name, value, _ := strings.Cut(entry, "=")
+			all[name] = value
+			if strings.HasSuffix(name, "_SERVICE_HOST") {
+				names = append(names, name)
+			}
+		}
+		return names, all
+	}
+	no := false
+	if got, _ := hosts(&no); !slices.Equal(got, []string{"KUBERNETES_SERVICE_HOST"}) {
+		t.Errorf("without links: got %q, want the API server's alone", got)
+	}
+	got, all := hosts(nil)
+	if !slices.Equal(got, []string{"KUBERNETES_SERVICE_HOST", "V6_SERVICE_HOST", "WEB_SHOP_SERVICE_HOST"}) {
+		t.Errorf("got %q, want the API server's and those of the namespace with an address", got)
+	}
+	for name, want := range map[string]string{
+		"WEB_SHOP_SERVICE_PORT": "53", "WEB_SHOP_SERVICE_PORT_DNS_UDP": "53", "WEB_SHOP_SERVICE_PORT_WEB": "80",
+		"WEB_SHOP_PORT": "udp://10.96.0.3:53", "WEB_SHOP_PORT_53_UDP_PROTO": "udp", "WEB_SHOP_PORT_80_TCP": "tcp://10.96.0.3:80",
+		"V6_PORT_80_TCP": "tcp://[fd00::1]:80",
+	} {
+		if all[name] != want {
+			t.Errorf("%s: got %q, want %q", name, all[name], want)
+		}
 	}
 }
 

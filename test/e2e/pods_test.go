@@ -163,6 +163,7 @@ func testEnds(t *testing.T, w *worker) {
 func testEnvironment(t *testing.T, w *worker) {
 	w.create(t, &corev1.ConfigMap{ObjectMeta: w.meta("settings"), Data: map[string]string{"color": "red", "size": "7"}})
 	w.create(t, &corev1.Secret{ObjectMeta: w.meta("keys"), StringData: map[string]string{"token": "s3cret"}})
+	w.create(t, &corev1.Service{ObjectMeta: w.meta("linked"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "web", Port: 80}}}})
 	optional := true
 	spec := w.spec(corev1.RestartPolicyNever, "args", "print", "$(GREETING)", "env")
 	c := &spec.Containers[0]
@@ -191,6 +192,7 @@ func testEnvironment(t *testing.T, w *worker) {
 	for _, want := range []string{
 		"a red $(COLOR)\n", "CFG_color=red\n", "CFG_size=7\n", "COLOR=red\n", "TOKEN=s3cret\n", "POD=environment\n",
 		"NODE=" + pod.Spec.NodeName + "\n", "ACCOUNT=default\n", "POD_IP=" + pod.Status.PodIP + "\n", "HOST_IP=" + pod.Status.HostIP + "\n", "MEMORY=64\n",
+		"KUBERNETES_SERVICE_PORT=443\n", "LINKED_SERVICE_PORT_WEB=80\n", "LINKED_PORT_80_TCP_PROTO=tcp\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the guest has not seen %q", want)
