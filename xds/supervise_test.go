@@ -1,7 +1,9 @@
 package xds
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,8 +19,19 @@ import (
 	"go.uber.org/zap"
 )
 
+// newServingBed returns a bed whose gateway serves one KIngress, and no Envoy yet.
+func newServingBed(t *testing.T, subnet string) *bed {
+	t.Helper()
+	b := newBed(t, subnet)
+	b.addNode("node-a")
+	b.addRevision("sort-1", translateHTTP1)
+	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
+	b.startGateway()
+	return b
+}
+
 // supervise runs a supervisor with an Envoy of b's settings, and returns how to stop
-// both.
+// both. The program is b.program or, where that is empty, Envoy's own.
 func (b *bed) supervise(dir string, changed bool) (stop func()) {
 	b.t.Helper()
 	text, err := bootstrap.Render(b.cfg, "")
@@ -33,8 +46,8 @@ func (b *bed) supervise(dir string, changed bool) (stop func()) {
 		b.t.Fatal(err)
 	}
 	s := envoy.New(envoy.Config{
-		Path: envoyBinary(b.t), Dir: dir, Bootstrap: text, Admin: b.cfg.Envoy.AdminAddress, Concurrency: 1,
-		DrainTimeout: deadline, Stdout: log, Stderr: log, Log: zap.NewNop().Sugar(),
+		Path: cmp.Or(b.program, envoyBinary(b.t)), Dir: dir, Bootstrap: text, Admin: b.cfg.Envoy.AdminAddress, Concurrency: 1,
+		DrainTimeout: cmp.Or(b.drain, deadline), Stdout: log, Stderr: log, Log: zap.NewNop().Sugar(),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -61,7 +74,8 @@ func pidOf(dir string) int {
 	if err != nil {
 		return 0
 	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	first, _, _ := strings.Cut(string(text), " ")
+	pid, _ := strconv.Atoi(first)
 	return pid
 }
 
@@ -71,11 +85,7 @@ func (b *bed) answers() bool {
 }
 
 func TestSupervisedEnvoy(t *testing.T) {
-	b := newBed(t, "127.102.0")
-	b.addNode("node-a")
-	b.addRevision("sort-1", translateHTTP1)
-	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
-	b.startGateway()
+	b := newServingBed(t, "127.102.0")
 	dir := t.TempDir()
 	stop := b.supervise(dir, false)
 	b.waitReady("sort")
@@ -104,11 +114,7 @@ func TestSupervisedEnvoy(t *testing.T) {
 
 // TestSupervisorAdoptsEnvoy starts a supervisor where an earlier one was killed.
 func TestSupervisorAdoptsEnvoy(t *testing.T) {
-	b := newBed(t, "127.103.0")
-	b.addNode("node-a")
-	b.addRevision("sort-1", translateHTTP1)
-	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
-	b.startGateway()
+	b := newServingBed(t, "127.103.0")
 	dir := t.TempDir()
 	left := b.leaveEnvoy(dir)
 	b.waitReady("sort")
@@ -129,22 +135,70 @@ func TestSupervisorAdoptsEnvoy(t *testing.T) {
 }
 
 // TestSupervisorReplacesEnvoy starts a supervisor with other settings than those of
-// the Envoy that is there.
+// the Envoy that is there, while requests pass.
 func TestSupervisorReplacesEnvoy(t *testing.T) {
-	b := newBed(t, "127.105.0")
-	b.addNode("node-a")
-	b.addRevision("sort-1", translateHTTP1)
-	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
-	b.startGateway()
+	b := newServingBed(t, "127.105.0")
 	dir := t.TempDir()
+	b.drain = 2 * time.Second
 	first := b.leaveEnvoy(dir)
 	b.waitReady("sort")
+	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 2)
 	stop := b.supervise(dir, true)
-	b.until("another Envoy", func() bool {
-		pid := pidOf(dir)
-		return pid != 0 && pid != first && b.answers()
-	})
+	b.until("another Envoy", func() bool { return pidOf(dir) != first })
+	b.until("the end of the first one", func() bool { return syscall.Kill(first, 0) != nil })
+	l.end(t)
 	stop()
+	expectNothingLeft(t, dir)
+}
+
+// expectNothingLeft fails the test where an Envoy of a folder has left its memory, or
+// its sockets.
+func expectNothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	base, err := os.ReadFile(filepath.Join(dir, "envoy.base"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, _ := filepath.Glob("/dev/shm/envoy_shared_memory_" + strings.TrimSpace(string(base)) + "*")
+	sockets, _ := filepath.Glob(filepath.Join(dir, "hot*"))
+	if len(memory)+len(sockets) > 0 {
+		t.Errorf("%v and %v are left", memory, sockets)
+	}
+}
+
+// TestSupervisorUpgradesEnvoy puts another program in Envoy's place while it runs: one
+// that doesn't start, and one that does.
+func TestSupervisorUpgradesEnvoy(t *testing.T) {
+	b := newServingBed(t, "127.110.0")
+	b.drain, b.program = 2*time.Second, filepath.Join(t.TempDir(), "envoy")
+	install := func(script string) {
+		t.Helper()
+		fresh := b.program + ".new"
+		if err := os.WriteFile(fresh, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(fresh, b.program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tried := filepath.Join(t.TempDir(), "tried")
+	install("exec " + envoyBinary(t) + ` "$@"`)
+	dir := t.TempDir()
+	stop := b.supervise(dir, false)
+	b.waitReady("sort")
+	first := pidOf(dir)
+
+	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 2)
+	install("touch " + tried + "; exit 1")
+	b.until("the broken one", func() bool { _, err := os.Stat(tried); return err == nil && pidOf(dir) == first })
+	install("sleep 0.1; exec " + envoyBinary(t) + ` "$@"`)
+	b.until("another Envoy", func() bool { return pidOf(dir) != first })
+	b.until("the end of the first one", func() bool { return syscall.Kill(first, 0) != nil })
+	b.addIngress("more", rule("External", "more.example.com", path(to("sort-1"))))
+	b.waitReady("more")
+	l.end(t)
+	stop()
+	expectNothingLeft(t, dir)
 }
 
 // leaveEnvoy starts an Envoy as a supervisor that was killed leaves it, and returns
@@ -159,10 +213,13 @@ func (b *bed) leaveEnvoy(dir string) int {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	left := exec.Command(envoyBinary(b.t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
+	base := filepath.Join(dir, "envoy.base")
+	left := exec.Command(envoyBinary(b.t), "-c", file, "--concurrency", "1", "-l", "warning",
+		"--use-dynamic-base-id", "--base-id-path", base, "--socket-path", filepath.Join(dir, "hot"))
 	if err := left.Start(); err != nil {
 		b.t.Fatal(err)
 	}
+	var id []byte
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -171,8 +228,13 @@ func (b *bed) leaveEnvoy(dir string) int {
 	b.t.Cleanup(func() {
 		_ = left.Process.Kill()
 		<-ended
+		_ = os.Remove("/dev/shm/envoy_shared_memory_" + strings.TrimSpace(string(id)) + "0")
 	})
-	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), []byte(strconv.Itoa(left.Process.Pid)), 0o600); err != nil {
+	b.until("base id", func() bool {
+		id, _ = os.ReadFile(base)
+		return len(id) > 0
+	})
+	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), fmt.Appendln(nil, left.Process.Pid, strings.TrimSpace(string(id)), 0), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
 	return left.Process.Pid
