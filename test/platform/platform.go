@@ -52,9 +52,9 @@ type Platform struct {
 	Kubeconfig string
 	REST       *rest.Config
 	Client     client.WithWatch
-	// Gateway is the URL of Envoy's external listener, InternalGateway that of
-	// its internal one.
-	Gateway, InternalGateway string
+	// Gateway is the URL of Envoy's external listener, SecureGateway that of the one
+	// for TLS, InternalGateway that of its internal one.
+	Gateway, SecureGateway, InternalGateway string
 	// Registry is the registry's host:port, as in an image reference.
 	Registry string
 	// NodeAddresses are the addresses of the wisp nodes, in the order of their
@@ -182,6 +182,7 @@ func attach(t testing.TB, cfg stack.Config) *Platform {
 	p := &Platform{
 		Kubeconfig:      cfg.State.Kubeconfig(),
 		Gateway:         cfg.Gateway(),
+		SecureGateway:   cfg.SecureGateway(),
 		InternalGateway: cfg.InternalGateway(),
 		Registry:        cfg.Registry(),
 		NodeAddresses:   cfg.NodeAddresses,

@@ -148,6 +148,11 @@ func (c Config) CheckPorts() error {
 // Gateway is the URL at which Envoy takes requests for external hosts.
 func (c Config) Gateway() string { return "http://" + ports.Address(ports.Loopback, c.Ports.Gateway) }
 
+// SecureGateway is the URL at which Envoy takes the same by TLS.
+func (c Config) SecureGateway() string {
+	return "https://" + ports.Address(ports.Loopback, c.Ports.GatewayTLS)
+}
+
 // InternalGateway is the URL at which Envoy takes requests for cluster-local
 // hosts.
 func (c Config) InternalGateway() string {
