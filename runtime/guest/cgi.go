@@ -34,7 +34,7 @@ func (c *cgi) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.environs.Put(env)
 	control := http.NewResponseController(w)
 	_ = control.EnableFullDuplex() // where a guest may answer before it has read; HTTP/2 can't help it
-	out := &cgiOutput{w: w, control: control, head: r.Method == http.MethodHead}
+	out := &cgiOutput{w: w, control: control, head: r.Method == http.MethodHead, http1: r.ProtoMajor == 1}
 	body := countedBody{Reader: r.Body}
 	err := c.run(r.Context(), Call{
 		Env:       env.of(r),
@@ -100,10 +100,14 @@ type cgiOutput struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	header  headerBlock
+	http1   bool
 	head    bool        // the answer has no body, whatever the guest prints
 	begun   atomic.Bool // the status is written
-	length  int64       // that the guest has promised, or -1
-	written int64
+	// interrupted is whether interrupt was called: then net/http has given the
+	// connection up, and cancels each further request on it.
+	interrupted atomic.Bool
+	length      int64 // that the guest has promised, or -1
+	written     int64
 
 	mu       sync.Mutex  // of w's body and what is below, which the timer uses too
 	timer    *time.Timer // flushes; nil before the first write
@@ -181,6 +185,7 @@ func (o *cgiOutput) flush() {
 // interrupt ends reads and writes that wait for the client, since the guest's
 // context has ended. An answer that hasn't begun can still be an error.
 func (o *cgiOutput) interrupt() {
+	o.interrupted.Store(true)
 	past := time.Unix(1, 0)
 	_ = o.control.SetReadDeadline(past)
 	if o.begun.Load() {
@@ -190,6 +195,12 @@ func (o *cgiOutput) interrupt() {
 
 // finish ends the answer, given how the guest ended.
 func (o *cgiOutput) finish(err error) {
+	if o.http1 && o.interrupted.Load() {
+		o.w.Header().Set("Connection", "close") // no other request may meet it
+		if err == nil && o.begun.Load() {
+			err = context.DeadlineExceeded // too late to say so
+		}
+	}
 	if err == nil && !o.begun.Load() {
 		if err = o.header.end(); err == nil {
 			err = o.begin()

@@ -36,7 +36,8 @@ static void begin(const char *text) {
 static long long read_body(long long most) {
 	long long total = 0;
 	while (total < most) {
-		ssize_t n = read(0, buffer, sizeof buffer);
+		long long left = most - total;
+		ssize_t n = read(0, buffer, left < (long long)sizeof buffer ? left : (long long)sizeof buffer);
 		if (n <= 0) break;
 		total += n;
 	}
