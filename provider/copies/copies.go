@@ -51,6 +51,7 @@ type Copies struct {
 
 	mu      sync.Mutex
 	running context.Context // nil before Run
+	ended   bool
 	lives   sync.WaitGroup
 	holders map[string][]object
 	kept    map[object]*kept
@@ -103,6 +104,9 @@ func (c *Copies) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	<-ctx.Done()
+	c.mu.Lock()
+	c.ended = true // what was begun before is waited for, and nothing is begun after
+	c.mu.Unlock()
 	c.lives.Wait()
 	return nil
 }
@@ -155,7 +159,7 @@ func (c *Copies) give(o object) {
 
 // begin watches it, unless Run does so later, or is over; mu is held.
 func (c *Copies) begin(it *kept) {
-	if c.running == nil || c.running.Err() != nil {
+	if c.running == nil || c.ended {
 		return
 	}
 	ctx, end := context.WithCancel(c.running)
