@@ -167,7 +167,7 @@ func expectNothingLeft(t *testing.T, dir string) {
 }
 
 // TestSupervisorUpgradesEnvoy puts another program in Envoy's place while it runs: one
-// that doesn't start, and one that does.
+// that doesn't start, one that does, and one that can't take over.
 func TestSupervisorUpgradesEnvoy(t *testing.T) {
 	b := newServingBed(t, "127.110.0")
 	b.drain, b.program = 2*time.Second, filepath.Join(t.TempDir(), "envoy")
@@ -197,8 +197,23 @@ func TestSupervisorUpgradesEnvoy(t *testing.T) {
 	b.addIngress("more", rule("External", "more.example.com", path(to("sort-1"))))
 	b.waitReady("more")
 	l.end(t)
+
+	// One that can't take over from this one.
+	second := pidOf(dir)
+	install(`if [ "$1" = --hot-restart-version ]; then echo 0; exit; fi; exec ` + envoyBinary(t) + ` "$@"`)
+	b.until("a third one", func() bool { pid := pidOf(dir); return pid != 0 && pid != second && b.answers() })
 	stop()
 	expectNothingLeft(t, dir)
+}
+
+// hotVersion is what Envoy says of how it hands over.
+func hotVersion(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command(envoyBinary(t), "--hot-restart-version").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // leaveEnvoy starts an Envoy as a supervisor that was killed leaves it, and returns
@@ -234,7 +249,7 @@ func (b *bed) leaveEnvoy(dir string) int {
 		id, _ = os.ReadFile(base)
 		return len(id) > 0
 	})
-	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), fmt.Appendln(nil, left.Process.Pid, strings.TrimSpace(string(id)), 0), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "envoy.pid"), fmt.Appendln(nil, left.Process.Pid, strings.TrimSpace(string(id)), 0, hotVersion(b.t)), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
 	return left.Process.Pid

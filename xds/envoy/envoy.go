@@ -120,6 +120,11 @@ type process struct {
 	// more. Without a base it can't be succeeded.
 	base  string
 	epoch int
+	// version is that of how it hands over, as its program says; another one's Envoy
+	// can't succeed it.
+	version string
+	// bootstrap is what it has started from.
+	bootstrap []byte
 	// ended is closed when it has, and then end says how, if it is a child.
 	ended chan struct{}
 	end   error
@@ -212,11 +217,24 @@ func identity(path string) string {
 	return fmt.Sprint(stat.Dev, stat.Ino, info.Size(), info.ModTime().UnixNano())
 }
 
+// hotVersion returns what a program says of how it hands over, or nothing.
+func hotVersion(ctx context.Context, path string) string {
+	ctx, cancel := context.WithTimeout(ctx, baseTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--hot-restart-version").CombinedOutput() // Envoy writes it to standard error
+	if err != nil {
+		return ""
+	}
+	return strings.Join(strings.Fields(string(out)), "")
+}
+
 // replace starts a successor of an Envoy and returns it when it serves alone, or the
 // old one where there will be none.
 func (s *Supervisor) replace(ctx context.Context, old *process) *process {
 	s.cfg.Log.Infow("envoy is replaced", "pid", old.Pid, "path", s.cfg.Path)
-	if old.base == "" { // it was started without
+	version := hotVersion(ctx, s.cfg.Path) // nothing, where the program doesn't run
+	if old.base == "" || version != "" && version != old.version {
+		s.cfg.Log.Warnw("envoy can't hand over, and nobody serves for a moment", "from", old.version, "to", version)
 		s.stop(old)
 		next, err := s.start(nil)
 		if err != nil {
@@ -238,6 +256,9 @@ func (s *Supervisor) replace(ctx context.Context, old *process) *process {
 	case <-next.ended:
 		s.cfg.Log.Errorw("envoy is not replaced", "error", next.end)
 		s.remember(old)
+		if err := os.WriteFile(s.bootstrap(), old.bootstrap, 0o600); err != nil {
+			s.cfg.Log.Errorw("the next gateway will take this Envoy for another", "pid", old.Pid, "error", err)
+		}
 		return old
 	case <-ctx.Done():
 		s.stop(old)
@@ -252,8 +273,7 @@ func (s *Supervisor) adopt(ctx context.Context) *process {
 	if !ok {
 		return nil
 	}
-	was, err := os.ReadFile(s.bootstrap())
-	if err != nil || !bytes.Equal(was, s.cfg.Bootstrap) {
+	if !bytes.Equal(p.bootstrap, s.cfg.Bootstrap) {
 		return s.replace(ctx, p)
 	}
 	s.cfg.Log.Infow("envoy of an earlier gateway is adopted", "pid", p.Pid)
@@ -275,11 +295,13 @@ func (s *Supervisor) left() (*process, bool) {
 	if err != nil || pid <= 1 {
 		return nil, false
 	}
-	if len(fields) == 3 {
+	if len(fields) == 4 { // else it can't be succeeded
+		p.version = fields[3]
 		if p.epoch, err = strconv.Atoi(fields[2]); err == nil {
 			p.base = fields[1]
 		}
 	}
+	p.bootstrap, _ = os.ReadFile(s.bootstrap()) // without it, it is another's
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !slices.Contains(strings.Split(string(line), "\x00"), s.bootstrap()) {
 		return nil, false // the pid is another process's by now
@@ -296,9 +318,9 @@ func (s *Supervisor) left() (*process, bool) {
 	return p, true
 }
 
-// remember writes the pid file: pid, base and epoch.
+// remember writes the pid file: pid, base, epoch and version.
 func (s *Supervisor) remember(p *process) {
-	text := fmt.Sprintln(p.Pid, p.base, p.epoch)
+	text := fmt.Sprintln(p.Pid, p.base, p.epoch, p.version)
 	if err := os.WriteFile(s.file("envoy.pid"), []byte(text), 0o600); err != nil {
 		s.cfg.Log.Errorw("the next gateway won't find this Envoy", "pid", p.Pid, "error", err)
 	}
@@ -309,7 +331,7 @@ func (s *Supervisor) start(old *process) (*process, error) {
 	if err := os.WriteFile(s.bootstrap(), s.cfg.Bootstrap, 0o600); err != nil {
 		return nil, fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
-	p := &process{ended: make(chan struct{})}
+	p := &process{ended: make(chan struct{}), bootstrap: s.cfg.Bootstrap, version: hotVersion(context.Background(), s.cfg.Path)}
 	drain := max(1, int(s.cfg.DrainTimeout.Seconds()))
 	args := []string{
 		"-c", s.bootstrap(), "--log-level", "warning", "--socket-path", s.file("hot"),
