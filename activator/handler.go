@@ -71,8 +71,11 @@ func (a *Activator) admit(w http.ResponseWriter, r *http.Request, key types.Name
 	deadline := now.Add(revision.Timeout)
 	ctx, cancel := context.WithDeadline(r.Context(), deadline)
 	defer cancel()
-	defer bound(w, deadline.Add(lastWords))()
+	release := bound(w, deadline.Add(lastWords))
+	whole := false
+	defer func() { release(whole) }()
 	a.serve(w, r.WithContext(ctx), call{revision: revision, entry: e, pod: pod, local: sent})
+	whole = true
 }
 
 // call is a request's way through the node.
@@ -131,11 +134,23 @@ const lastWords = time.Second
 // context ends neither, and a client that stalls would keep its slot. The
 // returned func frees the connection for its next request, as net/http does for
 // reads alone. A writer without deadlines is left as it is.
-func bound(w http.ResponseWriter, at time.Time) func() {
+//
+// If the answer isn't whole, because the handler has panicked to break it off, the
+// connection is closed at once: net/http would first read what is left of the body,
+// for as long as the client likes.
+func bound(w http.ResponseWriter, at time.Time) (release func(whole bool)) {
 	c := http.NewResponseController(w)
 	_ = c.SetReadDeadline(at)
 	_ = c.SetWriteDeadline(at)
-	return func() { _ = c.SetWriteDeadline(time.Time{}) }
+	return func(whole bool) {
+		if whole {
+			_ = c.SetWriteDeadline(time.Time{})
+			return
+		}
+		if conn, _, err := c.Hijack(); err == nil { // HTTP/2 ends the stream by itself
+			conn.Close()
+		}
+	}
 }
 
 // slot takes a slot of the revision. If nothing of it runs, its function is

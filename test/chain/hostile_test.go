@@ -334,3 +334,35 @@ func TestClientsThatLeave(t *testing.T) {
 	f.nothingLeft(t)
 	f.well(t)
 }
+
+// A server's client that neither reads nor stops to write stalls its own stream,
+// until the revision's timeout; the others of the same guest go on.
+func TestSlowClientsOfAServer(t *testing.T) {
+	f := deploy(t, options{guest: "echo", abi: guest.ABIServer, timeout: 2 * time.Second})
+	f.expect(t, http.MethodGet, "/hello", "", http.StatusOK, "hello\n")
+	conn := f.connect(t)
+	_, _ = fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n", head(http.MethodPost, "/"), 1<<30)
+	poured := make(chan int, 1)
+	go func() { poured <- pour(t, conn, strings.Repeat("x", 64<<10)) }()
+	for n := -1; n < 0; {
+		f.expect(t, http.MethodGet, "/hello", "", http.StatusOK, "hello\n")
+		select {
+		case n = <-poured: // cut off
+			if n > 64<<20 {
+				t.Errorf("%d bytes were taken that nobody reads", n)
+			}
+		default:
+		}
+	}
+	slow := f.connect(t)
+	_, _ = io.WriteString(slow, head(http.MethodPost, "/")+"Content-Length: 1000\r\n\r\nbegun")
+	answer, err := http.ReadResponse(bufio.NewReader(slow), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(answer.Body); err == nil || !strings.HasSuffix(string(text), "begun") {
+		t.Errorf("got %q, %v, want what it has sent, broken off", text, err)
+	}
+	answer.Body.Close()
+	f.expect(t, http.MethodGet, "/hello", "", http.StatusOK, "hello\n")
+}
