@@ -22,14 +22,21 @@ func main() {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
-		Use:           "wisp",
-		Short:         "Knative Services that run WebAssembly",
+		Use:   "wisp",
+		Short: "Knative Services that run WebAssembly",
+		Long: `Wisp runs WebAssembly modules as Knative Services. With a module, begin with
+
+  wisp run MODULE.wasm              try it here
+  wisp push MODULE.wasm IMAGE       make an image of it
+  kn service create NAME --image IMAGE`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	var status int
-	root.AddCommand(nodeCommand(), gatewayCommand(), autoscalerCommand(), buildCommand(), pushCommand(), inspectCommand(), runCommand(&status), compileCommand(&status))
+	addGroup(root, "For functions:", buildCommand(), runCommand(&status), inspectCommand(), pushCommand())
+	addGroup(root, "In a cluster:", nodeCommand(), gatewayCommand(), autoscalerCommand())
+	root.AddCommand(compileCommand(&status))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -38,4 +45,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return status
+}
+
+// addGroup adds commands under a title of the help.
+func addGroup(root *cobra.Command, title string, commands ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title})
+	for _, c := range commands {
+		c.GroupID = title
+	}
+	root.AddCommand(commands...)
 }

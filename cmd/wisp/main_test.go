@@ -25,7 +25,9 @@ func TestRun(t *testing.T) {
 		stdout string // a part of it
 		stderr string // a part of it
 	}{
-		{"help", []string{"--help"}, 0, "autoscaler", ""},
+		{"help", []string{"--help"}, 0, "For functions:\n  build ", ""},
+		{"help of a tool", []string{"help", "push"}, 0, "kn service create sort --image $(wisp push", ""},
+		{"completion of an ABI", []string{"__complete", "run", "--abi", ""}, 0, "server\tthe module listens on $PORT", ""},
 		{"defaults", []string{"node", "defaults"}, 0, "earlyStartLease: 15s", ""},
 		{"bootstrap", []string{"gateway", "bootstrap"}, 0, "/run/wisp/xds.sock", ""},
 		{"bootstrap with broken settings", []string{"gateway", "bootstrap", "--config", settings}, 1, "", settings},

@@ -141,6 +141,7 @@ func (s *Stack) installPrograms() error {
 		s.state.link("kn", s.cfg.Programs.Kn),
 		s.state.link("helm", s.cfg.Programs.Helm),
 		s.state.link("envoy", s.cfg.Programs.Envoy),
+		s.state.link("zig", s.cfg.Programs.Zig),
 		s.state.copy("platform", s.cfg.Platform),
 	}
 	if s.cfg.Wisp != "" {

@@ -18,7 +18,7 @@ type State struct {
 // Kubeconfig is the administrator's.
 func (s State) Kubeconfig() string { return filepath.Join(s.Dir, "kubeconfig") }
 
-// Bin is the path of a program for the user: kubectl, kn, helm, envoy, wisp.
+// Bin is the path of a program for the user: kubectl, kn, helm, envoy, zig, wisp.
 func (s State) Bin(program string) string { return filepath.Join(s.Dir, "bin", program) }
 
 // Logs is the folder of the log files.

@@ -33,7 +33,7 @@ type Builder struct {
 type Programs struct {
 	Etcd, APIServer, ControllerManager, Scheduler, Kubectl string
 	KnativeController, KnativeWebhook, Kn, Helm            string
-	Envoy                                                  string
+	Envoy, Zig                                             string
 	// Manifests is a folder with the config folders of Knative's modules
 	// serving, networking and caching.
 	Manifests string
@@ -74,6 +74,7 @@ func (b *Builder) Build(ctx context.Context) (Programs, error) {
 		Kn:                mods.kn.file("kn"),
 		Helm:              mods.helm.file("helm"),
 		Envoy:             envoy.path(b.Cache),
+		Zig:               zig.path(b.Cache),
 		Manifests:         mods.knative.file("manifests"),
 	}
 	steps := []step{
