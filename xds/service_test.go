@@ -48,10 +48,10 @@ func (b *bed) addService(name, port string, number int32) {
 	b.revisionChanged(name)
 }
 
-func (b *bed) addExternalName(name, host, port string, number int32) {
+func (b *bed) addExternalName(name, host, port string) {
 	b.t.Helper()
 	svc := &corev1.Service{ObjectMeta: meta(name)}
-	svc.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: host, Ports: []corev1.ServicePort{{Name: port, Port: number}}}
+	svc.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: host, Ports: []corev1.ServicePort{{Name: port, Port: 80}}}
 	b.save(svc)
 	b.revisionChanged(name)
 }
@@ -99,7 +99,7 @@ func TestEnvoyServesServices(t *testing.T) {
 	b.setEndpoints("web", "http", one)
 	b.addService("grpc", "h2c", 81)
 	b.setEndpoints("grpc", "h2c", two)
-	b.addExternalName("sort", b.cfg.InternalDomain, "http2", 80)
+	b.addExternalName("sort", b.cfg.InternalDomain, "http2")
 	b.addIngress("web", rule("External", "web.example.com", path(toService("web", intstr.FromInt32(80)))))
 	b.addIngress("grpc", rule("External", "grpc.example.com", path(toService("grpc", intstr.FromString("h2c")))))
 	b.addIngress("sort", rule("Local", "sort.default.svc.cluster.local", path(to("sort-1"))))
@@ -413,8 +413,8 @@ func (b *bed) drainedListeners() string {
 func TestEnvoyTakesBackends(t *testing.T) {
 	b := newBed(t, "127.95.0")
 	b.cfg.ExternalNames = true
-	b.addExternalName("name", "localhost.example.invalid", "http", 80)
-	b.addExternalName("address", "192.0.2.1", "h2c", 80)
+	b.addExternalName("name", "localhost.example.invalid", "http")
+	b.addExternalName("address", "192.0.2.1", "h2c")
 	b.addIngress("names", rule("External", "names.example.com", path(toService("name", intstr.FromInt32(80))),
 		path(under("/address"), toService("address", intstr.FromInt32(80)))))
 	b.startGateway()

@@ -20,7 +20,7 @@ func TestEnvoyTakesSettings(t *testing.T) {
 	b.addRevision("sort-1", translateHTTP1)
 	chain, private := newCertificatePEM(t, "secure.example.com")
 	b.setSecret("secure", chain, private)
-	b.addExternalName("elsewhere", "192.0.2.1", "http", 80)
+	b.addExternalName("elsewhere", "192.0.2.1", "http")
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.addIngressWith("secure", []ingressOption{withTLS("secure"), redirecting}, rule("External", "secure.example.com", path(to("sort-1"))))
 	b.addIngress("elsewhere", rule("External", "elsewhere.example.com", path(toService("elsewhere", intstr.FromInt32(80)))))

@@ -23,7 +23,7 @@ func File(ctx context.Context, path string, changed func()) error {
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", path, err)
 	}
-	defer watcher.Close()
+	defer func() { _ = watcher.Close() }()
 	if err := watcher.Add(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("follow %s: %w", path, err)
 	}
