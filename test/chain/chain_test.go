@@ -90,6 +90,7 @@ type options struct {
 	timeout  time.Duration // of a request; 0 is a minute
 	traces   trace.TracerProvider
 	stderr   io.Writer
+	native   http.Handler // in the place of a guest
 }
 
 // function is a revision that runs, and the node's address.
@@ -110,9 +111,13 @@ func (o only) Get(key types.NamespacedName) (activator.Revision, bool) {
 // deploy runs a guest as a node does, until the test ends.
 func deploy(t testing.TB, o options) *function {
 	t.Helper()
-	s := startSandbox(t, o)
+	var s *sandbox.Sandbox
+	if o.native == nil {
+		s = startSandbox(t, o)
+		o.native = s
+	}
 	o.settings.Namespace, o.settings.Revision = revision.Namespace, revision.Name
-	front, err := queueproxy.New(queueproxy.Config{Settings: o.settings, Function: s, Pod: "fn"})
+	front, err := queueproxy.New(queueproxy.Config{Settings: o.settings, Function: o.native, Pod: "fn"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,6 +198,9 @@ func startSandbox(t testing.TB, o options) *sandbox.Sandbox {
 func compiled(t testing.TB, name string) []byte {
 	t.Helper()
 	source := "../guests/" + name + "/" + name + ".c"
+	if sample, ok := strings.CutPrefix(name, "sample-"); ok {
+		source = "../../samples/" + sample + "/" + sample + ".c"
+	}
 	var path string
 	var err error
 	if _, missing := os.Stat(source); missing == nil {
