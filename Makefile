@@ -117,6 +117,7 @@ bench-scaling: $(PLATFORM) ## Measure scaling from zero, bursts, load, and many 
 	$(PLATFORM) run -- $(GO) test -run '^$$' -bench ColdBurst -benchtime 5x -timeout 10m ./test/e2e
 	$(GO) test -run '^$$' -bench StepLoad -benchtime 1x -timeout 10m ./test/e2e
 	WISP_BENCH_SERVICES=$(SERVICES) $(GO) test -run '^$$' -bench ManyServices -benchtime 100x -timeout 2h ./test/e2e
+	@cat build/bench/cold.txt build/bench/services.txt
 
 .PHONY: golden
 golden: ## Rewrite the golden files of tests

@@ -73,7 +73,6 @@ func BenchmarkColdAgainstWarm(b *testing.B) {
 				row[0]/1e3, row[1]/1e3, row[2]/1e3, row[3]/1e3, (row[0]-row[2])/1e3, (row[1]-row[3])/1e3)
 		})
 	}
-	b.Logf("cold against warm:\n%s", table.String())
 	save(b, "cold.txt", table.String())
 }
 
