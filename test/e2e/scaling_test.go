@@ -19,6 +19,7 @@ import (
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/guests"
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
@@ -86,6 +87,31 @@ func TestContainerConcurrency(t *testing.T) {
 				t.Logf("%d calls ran at one time", most)
 			}
 		})
+	}
+}
+
+// TestContainerConcurrencyOfAServer is the same for a program that lives as long
+// as its pod: it counts by itself how many requests it has at once.
+func TestContainerConcurrencyOfAServer(t *testing.T) {
+	p := platform.Start(t, platform.Options{})
+	module, err := guests.Program(t.Context(), "echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCaller(t, p)
+	service := createService(t, p, p.Namespace(t), "echo", module,
+		"--concurrency-limit", "1", "--scale-max", "3", "--annotation", config.ABIAnnotation+"=server")
+	awaitZero(t, p, service)
+	ahead := startsAhead(t, p)
+	answers := atOnce(50, func() answer { return c.callPath(service, "/span/100", "") })
+	expectAll(t, "50 at once", answers)
+	for _, a := range answers {
+		if a.body != "1\n" {
+			t.Errorf("a pod had %q requests at once, want 1", strings.TrimSpace(a.body))
+		}
+	}
+	if n := startsAhead(t, p) - ahead; n != 1 {
+		t.Errorf("%d functions were started ahead, want 1", n)
 	}
 }
 

@@ -20,17 +20,19 @@ import (
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
-// createService makes a Service of a module that is called by the argv ABI, in
-// namespace, and returns it ready. Its window is Knative's shortest, unless flags
-// say otherwise.
+// createService makes a Service of a module in namespace and returns it ready. The
+// module is called by the argv ABI, unless flags name another.
 func createService(t testing.TB, p *platform.Platform, namespace, name, module string, flags ...string) *servingv1.Service {
 	t.Helper()
 	image := fmt.Sprintf("%s/%s:v1", p.Registry, name)
 	p.Wisp(t, "push", module, image)
-	args := append([]string{
-		"service", "create", name, "-n", namespace, "--image", image,
-		"--annotation", config.ABIAnnotation + "=argv", "--scale-window", "6s",
-	}, flags...)
+	args := append([]string{"service", "create", name, "-n", namespace, "--image", image}, flags...)
+	if !slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, config.ABIAnnotation) }) {
+		args = append(args, "--annotation", config.ABIAnnotation+"=argv")
+	}
+	if !slices.Contains(flags, "--scale-window") { // else Knative's shortest
+		args = append(args, "--scale-window", "6s")
+	}
 	p.Kn(t, args...)
 	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	return platform.WaitFor(t, p, service, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
@@ -72,7 +74,11 @@ func (a answer) String() string {
 }
 
 func (c *caller) call(service *servingv1.Service, body string) answer {
-	r, err := http.NewRequest(http.MethodPost, c.gateway.String(), strings.NewReader(body))
+	return c.callPath(service, "", body)
+}
+
+func (c *caller) callPath(service *servingv1.Service, path, body string) answer {
+	r, err := http.NewRequest(http.MethodPost, c.gateway.String()+path, strings.NewReader(body))
 	if err != nil {
 		return answer{err: err}
 	}
@@ -94,10 +100,15 @@ func (c *caller) do(r *http.Request) answer {
 
 // burst sends n calls at once and returns the answers.
 func (c *caller) burst(service *servingv1.Service, n int, body string) []answer {
+	return atOnce(n, func() answer { return c.call(service, body) })
+}
+
+// atOnce makes n calls at once and returns the answers.
+func atOnce(n int, call func() answer) []answer {
 	answers := make([]answer, n)
 	var all sync.WaitGroup
 	for i := range answers {
-		all.Go(func() { answers[i] = c.call(service, body) })
+		all.Go(func() { answers[i] = call() })
 	}
 	all.Wait()
 	return answers

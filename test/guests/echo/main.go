@@ -9,6 +9,7 @@
 //	/panic      aborts the answer in the middle
 //	/hang       begins to answer, and ends when the client has gone
 //	/gone       how many clients have gone
+//	/span/N     how many of these requests it serves at the moment, after N ms
 //	/listen/N   listens on another port and echoes what it gets there
 package main
 
@@ -25,9 +26,10 @@ import (
 	"sort"
 	"strconv"
 	"sync/atomic"
+	"time"
 )
 
-var gone atomic.Int64
+var gone, spans atomic.Int64
 
 func main() {
 	mux := http.NewServeMux()
@@ -55,6 +57,13 @@ func main() {
 		gone.Add(1)
 	})
 	mux.HandleFunc("/gone", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, gone.Load()) })
+	mux.HandleFunc("/span/", func(w http.ResponseWriter, r *http.Request) {
+		now := spans.Add(1)
+		defer spans.Add(-1)
+		milliseconds, _ := strconv.Atoi(path.Base(r.URL.Path))
+		time.Sleep(time.Duration(milliseconds) * time.Millisecond)
+		fmt.Fprintln(w, max(now, spans.Load()))
+	})
 	mux.HandleFunc("/listen/", listen)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
