@@ -176,7 +176,8 @@ func (g *gateway) envoyPID() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return strconv.Atoi(strings.TrimSpace(string(text)))
+	pid, _, _ := strings.Cut(string(text), " ")
+	return strconv.Atoi(pid)
 }
 
 func (g *gateway) signalEnvoy(t *testing.T, s syscall.Signal) {
