@@ -15,10 +15,6 @@ func (c Gateway) Adopt(next Gateway) (Gateway, []string, error) {
 	c.ExternalDomain, c.InternalDomain = next.ExternalDomain, next.InternalDomain
 	c.ExternalNames = next.ExternalNames
 	c.SharedHost, c.SharedNamespaces = next.SharedHost, next.SharedNamespaces
-	if c.Envoy.Supervise { // and replaces Envoy where that starts with them
-		c.Envoy.Path, c.Envoy.Heap, c.Envoy.StatsAddress = next.Envoy.Path, next.Envoy.Heap, next.Envoy.StatsAddress
-		c.Envoy.DrainTimeout = next.Envoy.DrainTimeout
-	}
 	was, err := tree(c)
 	if err != nil {
 		return c, nil, err

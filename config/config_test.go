@@ -3,12 +3,10 @@ package config_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/yaml"
 
 	"github.com/wisp-serving/wisp/config"
@@ -155,15 +153,6 @@ func TestAdopt(t *testing.T) {
 	}
 	if diff := cmp.Diff(asMap(t, next), asMap(t, got)); diff != "" {
 		t.Errorf("adopted (-want +got):\n%s", diff)
-	}
-
-	next.Envoy.Heap = resource.MustParse("2Gi")
-	if _, restart, err := running.Adopt(next); err != nil || !slices.Equal(restart, []string{"envoy.heap"}) {
-		t.Errorf("%q wait for a restart where Envoy is another's, error %v; want envoy.heap", restart, err)
-	}
-	running.Envoy.Supervise, next.Envoy.Supervise = true, true
-	if got, restart, err = running.Adopt(next); err != nil || len(restart) > 0 || got.Envoy.Heap.Cmp(next.Envoy.Heap) != 0 {
-		t.Errorf("%q wait for a restart with a supervised Envoy, error %v; want none", restart, err)
 	}
 
 	next.XDSSocket, next.Cluster.QPS, next.Envoy.HTTPAddress = "/else/xds.sock", 1, "127.0.0.1:80"

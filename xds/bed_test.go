@@ -74,9 +74,6 @@ type bed struct {
 	// reader reads metrics, which all gateways of the bed share.
 	reader  *sdkmetric.ManualReader
 	metrics *metrics
-	// program and drain, where not empty, are the next supervisor's.
-	program string
-	drain   time.Duration
 	// patience, where not 0, is the next gateway's.
 	patience time.Duration
 }

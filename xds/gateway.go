@@ -26,7 +26,6 @@ type gateway struct {
 	server *server.Server
 	// settings are those that come while it runs.
 	settings <-chan config.Gateway
-	upgrade  func(ctx context.Context, cfg config.Gateway) error
 	inbox    *inbox
 	board    *board
 	// notify is told which KIngresses have another outcome. It may block until
@@ -71,17 +70,14 @@ type lack struct {
 	rejection string
 }
 
-// deps are what a gateway needs of others. All are required but settings and upgrade.
+// deps are what a gateway needs of others. All are required but settings.
 type deps struct {
 	source   clusterSource
 	server   *server.Server
 	settings <-chan config.Gateway
-	// upgrade makes a supervised Envoy follow settings that it starts with. It doesn't
-	// wait.
-	upgrade func(ctx context.Context, cfg config.Gateway) error
-	notify  func(ctx context.Context, keys map[types.NamespacedName]bool)
-	metrics *metrics
-	log     *zap.SugaredLogger
+	notify   func(ctx context.Context, keys map[types.NamespacedName]bool)
+	metrics  *metrics
+	log      *zap.SugaredLogger
 }
 
 func newGateway(cfg config.Gateway, d deps) (*gateway, error) {
@@ -93,7 +89,6 @@ func newGateway(cfg config.Gateway, d deps) (*gateway, error) {
 		source:   d.source,
 		server:   d.server,
 		settings: d.settings,
-		upgrade:  d.upgrade,
 		inbox:    newInbox(),
 		board:    newBoard(),
 		notify:   d.notify,
@@ -181,11 +176,6 @@ func (g *gateway) configure(ctx context.Context, cfg config.Gateway) error {
 	touched, err := g.absorbIngresses(ctx, map[types.NamespacedName]bool{}, all)
 	if err != nil {
 		return err
-	}
-	if g.upgrade != nil {
-		if err := g.upgrade(ctx, cfg); err != nil {
-			g.log.Errorw("envoy stays as it is", "error", err)
-		}
 	}
 	g.log.Infow("settings taken over", "ingresses", len(touched))
 	return g.rebuild(ctx, noChanges(), touched)

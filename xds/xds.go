@@ -71,15 +71,9 @@ func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway,
 	}
 	events := make(chan event.GenericEvent)
 	srv := server.New(serverConfig(cfg), telemetry.metrics, log)
-	d := deps{
+	g, err := newGateway(cfg, deps{
 		source: clusterSource{mgr.GetCache()}, server: srv, settings: changes, notify: send(events, mgr.Elected()), metrics: telemetry.metrics, log: log,
-	}
-	if cfg.Envoy.Supervise {
-		if d.upgrade, err = supervise(ctx, mgr, cfg, log); err != nil {
-			return err
-		}
-	}
-	g, err := newGateway(cfg, d)
+	})
 	if err != nil {
 		return err
 	}
@@ -104,6 +98,11 @@ func Run(ctx context.Context, cfg config.Gateway, changes <-chan config.Gateway,
 	if err := mgr.Add(everywhere(func(ctx context.Context) error { return serve(ctx, g, srv) })); err != nil {
 		return fmt.Errorf("add gateway: %w", err)
 	}
+	if cfg.Envoy.Supervise {
+		if err := supervise(ctx, mgr, cfg, log); err != nil {
+			return err
+		}
+	}
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("run gateway: %w", err)
 	}
@@ -118,37 +117,18 @@ func serverConfig(cfg config.Gateway) server.Config {
 	}
 }
 
-// supervise adds to mgr what keeps an Envoy running, for which the manager waits until
-// it has drained. It returns how Envoy is made to follow other settings.
-func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log *zap.SugaredLogger) (func(context.Context, config.Gateway) error, error) {
-	first, err := envoyConfig(ctx, cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	s := envoy.New(first)
-	if err := mgr.Add(everywhere(s.Run)); err != nil {
-		return nil, fmt.Errorf("add Envoy's supervisor: %w", err)
-	}
-	return func(ctx context.Context, cfg config.Gateway) error {
-		next, err := envoyConfig(ctx, cfg, log)
-		if err != nil {
-			return err
-		}
-		s.Upgrade(next)
-		return nil
-	}, nil
-}
-
-func envoyConfig(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger) (envoy.Config, error) {
+// supervise adds to mgr what keeps an Envoy running. The manager waits for it to
+// drain.
+func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log *zap.SugaredLogger) error {
 	program, err := envoy.Find(ctx, cfg.Envoy.Path)
 	if err != nil {
-		return envoy.Config{}, err
+		return err
 	}
 	start, err := bootstrap.Render(cfg, "")
 	if err != nil {
-		return envoy.Config{}, err
+		return err
 	}
-	return envoy.Config{
+	s := envoy.New(envoy.Config{
 		Path:         program,
 		Dir:          filepath.Dir(cfg.XDSSocket),
 		Bootstrap:    start,
@@ -157,7 +137,11 @@ func envoyConfig(ctx context.Context, cfg config.Gateway, log *zap.SugaredLogger
 		Stdout:       os.Stdout,
 		Stderr:       os.Stderr,
 		Log:          log,
-	}, nil
+	})
+	if err := mgr.Add(everywhere(s.Run)); err != nil {
+		return fmt.Errorf("add Envoy's supervisor: %w", err)
+	}
+	return nil
 }
 
 // everywhere is what every gateway runs, whether it leads or not.
