@@ -12,7 +12,7 @@
 // the instance that has used the least goes first. As long as nobody waits,
 // nothing but a pod's own account is locked.
 //
-// Each yield is one to the kernel as well: a thread that has just been woken,
+// A guest that yields again and again yields to the kernel as well: a thread that has just been woken,
 // by the network as a rule, gets its core then and not at the end of a time slice
 // of some milliseconds.
 //
@@ -139,11 +139,13 @@ func (s *Share) rank() float64 {
 // Turn is one instance's place among those who want a core. It belongs to the
 // goroutine that runs the instance.
 type Turn struct {
-	share   *Share
-	since   time.Duration // when it began to use the core in hand
-	used    time.Duration
-	granted chan struct{} // takes one core
-	index   int           // in share.turns, under cores.mu
+	share *Share
+	since time.Duration // when it began to use the core in hand
+	used  time.Duration
+	// straight is how long it has used a core since the kernel was asked.
+	straight time.Duration
+	granted  chan struct{} // takes one core
+	index    int           // in share.turns, under cores.mu
 }
 
 // Turn returns a Turn without a core.
@@ -211,8 +213,11 @@ func (t *Turn) Yield(ctx context.Context) (time.Duration, error) {
 	if err := t.handOn(ctx); err != nil {
 		return used, err
 	}
-	yieldThread()
-	t.since = t.share.cores.now() // what others had isn't its own
+	if t.straight += used; t.straight >= threadInterval {
+		t.straight = 0
+		yieldThread()
+		t.since = t.share.cores.now() // what others had isn't its own
+	}
 	return used, nil
 }
 
@@ -237,6 +242,10 @@ func (t *Turn) handOn(ctx context.Context) error {
 	c.mu.Unlock()
 	return t.wait(ctx)
 }
+
+// threadInterval is how long a thread is kept from others that wait for its core.
+// Most instances end before, and shouldn't go to the end of anybody's queue.
+const threadInterval = 50 * time.Microsecond
 
 // yieldThread lets the kernel run another thread that waits for this core. It
 // doesn't block, so Go's scheduler needn't hear of it.
