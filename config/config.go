@@ -78,6 +78,9 @@ type Node struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string `json:"insecureRegistries"`
+	// RegistryCA is the path of a PEM file with the certificates of authorities that
+	// registries are trusted by beside the system's. Empty: the system's alone.
+	RegistryCA string `json:"registryCA"`
 	// Autoscalers are the ws:// URLs to which stats are pushed. A host name may
 	// stand for several addresses.
 	Autoscalers []string `json:"autoscalers"`

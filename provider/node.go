@@ -158,7 +158,7 @@ func retryLimiter() workqueue.TypedRateLimiter[any] {
 }
 
 func (p *Provider) nodeController() (*node.NodeController, error) {
-	object := nodespec.Of(p.cfg.Node, p.cfg.Version, time.Now())
+	object := nodespec.Of(p.cfg.Node, p.cfg.Versions, time.Now())
 	nodes, err := node.NewNodeController(node.NewNaiveNodeProvider(), object, p.cfg.Client.CoreV1().Nodes(),
 		node.WithNodeEnableLeaseV1(nodeutil.NodeLeaseV1Client(p.cfg.Client), node.DefaultLeaseDuration))
 	if err != nil {

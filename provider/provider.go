@@ -36,6 +36,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/provider/nodespec"
 	"github.com/wisp-serving/wisp/provider/podnet"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/podstatus"
@@ -71,8 +72,8 @@ type Router interface {
 // PodMetrics are required.
 type Config struct {
 	Node config.Node
-	// Version is Wisp's own, shown as the kubelet's.
-	Version string
+	// Versions are what the Node shows.
+	Versions nodespec.Versions
 	// Client acts as the kubelet, system:node:<name>.
 	Client kubernetes.Interface
 	// Events takes Events. With a budget of its own, a burst of pods has its

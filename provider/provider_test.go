@@ -214,7 +214,7 @@ func (s *stand) start(t *testing.T) {
 	}
 	s.router = &router{targets: map[types.UID]http.Handler{}, changes: make(chan string, 100), drained: make(chan struct{})}
 	close(s.router.drained)
-	s.Provider, err = New(Config{Node: cfg, Version: "v0", Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, Objects: s.objects, PodMetrics: podMetrics, Log: log})
+	s.Provider, err = New(Config{Node: cfg, Client: s.client, Runtime: rt, Router: s.router, Outlook: s.outlook, Objects: s.objects, PodMetrics: podMetrics, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

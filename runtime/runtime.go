@@ -74,6 +74,9 @@ type Config struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
+	// RegistryCA is the path of a PEM file with the authorities of registries that
+	// the system doesn't know; empty for none.
+	RegistryCA string
 	// Compiler is the command that compiles modules, which must call
 	// compile.ChildMain; see compile.Child. None compiles in this process, which
 	// is for modules that are trusted.
@@ -131,6 +134,7 @@ func New(cfg Config) (*Runtime, error) {
 		ModuleSize:         cfg.Guest.ModuleSize.Value(),
 		Budget:             cfg.ImageStore,
 		InsecureRegistries: cfg.InsecureRegistries,
+		RegistryCA:         cfg.RegistryCA,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("new runtime: %w", err)

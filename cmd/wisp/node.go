@@ -26,6 +26,7 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/provider"
 	"github.com/wisp-serving/wisp/provider/copies"
+	"github.com/wisp-serving/wisp/provider/nodespec"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
 	"github.com/wisp-serving/wisp/runtime/watchdog"
@@ -125,6 +126,7 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		Guest:              cfg.Guest,
 		ImageStore:         cfg.ImageStore.Value(),
 		InsecureRegistries: cfg.InsecureRegistries,
+		RegistryCA:         cfg.RegistryCA,
 		Meters:             n.meters,
 		Log:                log.Named("runtime"),
 	})
@@ -139,15 +141,15 @@ func newNode(cfg config.Node, log *zap.SugaredLogger) (*node, error) {
 		return nil, err
 	}
 	n.provider, err = provider.New(provider.Config{
-		Node:    cfg,
-		Version: version(),
-		Client:  c.kubelet,
-		Events:  c.events.CoreV1(),
-		Runtime: n.runtime,
-		Router:  n.activator,
-		Outlook: n.fleet,
-		Objects: n.copies,
-		Metrics: requests,
+		Node:     cfg,
+		Versions: nodespec.Versions{Kubelet: kubeletVersion(), Wisp: version()},
+		Client:   c.kubelet,
+		Events:   c.events.CoreV1(),
+		Runtime:  n.runtime,
+		Router:   n.activator,
+		Outlook:  n.fleet,
+		Objects:  n.copies,
+		Metrics:  requests,
 		PodMetrics: func() (*queueproxy.Metrics, http.Handler, error) {
 			pod, err := newPodMeters()
 			if err != nil {

@@ -11,8 +11,15 @@ import (
 	"github.com/wisp-serving/wisp/config"
 )
 
-// Of returns the Node object for cfg, ready since now. version is Wisp's own.
-func Of(cfg config.Node, version string, now time.Time) *corev1.Node {
+// Versions are what a node says of itself.
+type Versions struct {
+	// Kubelet is the version of Kubernetes that it speaks, by which tools judge
+	// whether it fits its control plane; Wisp is its own.
+	Kubelet, Wisp string
+}
+
+// Of returns the Node object for cfg, ready since now.
+func Of(cfg config.Node, versions Versions, now time.Time) *corev1.Node {
 	capacity := corev1.ResourceList{
 		corev1.ResourceCPU:    cfg.Capacity.CPU,
 		corev1.ResourceMemory: cfg.Capacity.Memory,
@@ -45,8 +52,8 @@ func Of(cfg config.Node, version string, now time.Time) *corev1.Node {
 				KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(cfg.Kubelet.Port)},
 			},
 			NodeInfo: corev1.NodeSystemInfo{
-				KubeletVersion:          version,
-				ContainerRuntimeVersion: "wisp://" + version,
+				KubeletVersion:          versions.Kubelet,
+				ContainerRuntimeVersion: "wisp://" + versions.Wisp,
 				OperatingSystem:         runtime.GOOS,
 				Architecture:            runtime.GOARCH,
 			},

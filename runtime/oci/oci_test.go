@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -815,5 +816,56 @@ func TestInsecureRegistries(t *testing.T) {
 		} else if got := parsed.Context().Scheme(); got != want {
 			t.Errorf("%s: by %s, want %s", ref, got, want)
 		}
+	}
+}
+
+// TestPrivateAuthority is about a registry whose certificate only a setting lets
+// the store trust.
+func TestPrivateAuthority(t *testing.T) {
+	server := httptest.NewTLSServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	plain := newRegistry(t)
+	source, _ := pushModule(t, plain, "v1")
+	ref := strings.TrimPrefix(server.URL, "https://") + "/fn:v1"
+	from, err := name.ParseReference(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := remote.Image(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(to, image, remote.WithTransport(server.Client().Transport)); err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := newStore(t, 1<<20).Pull(t.Context(), Request{Reference: ref}); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
+		t.Errorf("got %v from a store that doesn't know the authority, want it to say so", err)
+	}
+	authorities := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(authorities, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := StoreConfig{Dir: t.TempDir(), ModuleSize: 1 << 20, Budget: 1 << 30, RegistryCA: authorities}
+	s, err := NewStore(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	if _, err := s.Pull(t.Context(), Request{Reference: ref}); err != nil {
+		t.Error(err)
+	}
+
+	if err := os.WriteFile(authorities, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewStore(cfg); err == nil || !strings.Contains(err.Error(), "ca.pem has no certificate") {
+		t.Errorf("got %v for a file without certificates", err)
 	}
 }

@@ -77,7 +77,10 @@ func push(ctx context.Context, cfg PushConfig) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("build image: %w", err)
 	}
-	transport := newTransport()
+	transport, err := newTransport("")
+	if err != nil {
+		return "", err
+	}
 	defer transport.CloseIdleConnections()
 	err = remote.Write(ref, image,
 		remote.WithContext(ctx), remote.WithTransport(transport), remote.WithAuthFromKeychain(authn.DefaultKeychain))

@@ -3,8 +3,11 @@ package oci
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -41,11 +44,28 @@ func parseReference(ref string, insecure []string) (name.Reference, error) {
 	return parsed, nil
 }
 
-// newTransport returns the connections of one Store or one Push.
-func newTransport() *http.Transport {
+// newTransport returns the connections of one Store or one Push. authorities is
+// the path of a PEM file with those that are trusted beside the system's, empty for
+// none.
+func newTransport(authorities string) (*http.Transport, error) {
 	t := remote.DefaultTransport.(*http.Transport).Clone()
 	t.ResponseHeaderTimeout = 30 * time.Second
-	return t
+	if authorities == "" {
+		return t, nil
+	}
+	text, err := os.ReadFile(authorities)
+	if err != nil {
+		return nil, fmt.Errorf("read the registries' authorities: %w", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("read the system's authorities: %w", err)
+	}
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("read the registries' authorities: %s has no certificate in PEM", authorities)
+	}
+	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	return t, nil
 }
 
 // boundManifests lets no response to a request for a manifest, redirected or not,

@@ -33,6 +33,9 @@ type StoreConfig struct {
 	// InsecureRegistries are registry hosts (host or host:port) reached by
 	// plain HTTP. Loopback registries always are.
 	InsecureRegistries []string
+	// RegistryCA is the path of a PEM file with the authorities of registries that
+	// the system doesn't know; empty for none.
+	RegistryCA string
 }
 
 // Store pulls images and keeps their modules on disk. It is safe for concurrent
@@ -59,12 +62,16 @@ func NewStore(cfg StoreConfig) (*Store, error) {
 	if cfg.Budget <= 0 {
 		return nil, fmt.Errorf("image budget = %d, must be above 0", cfg.Budget)
 	}
+	transport, err := newTransport(cfg.RegistryCA)
+	if err != nil {
+		return nil, err
+	}
 	s := &Store{
 		dir:        cfg.Dir,
 		moduleSize: cfg.ModuleSize,
 		budget:     cfg.Budget,
 		insecure:   cfg.InsecureRegistries,
-		transport:  newTransport(),
+		transport:  transport,
 		images:     map[string]*held{},
 		pulls:      map[string]*pull{},
 	}
