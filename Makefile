@@ -95,7 +95,7 @@ unit: tools ## Run the unit tests, with the race detector
 
 .PHONY: e2e
 e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
-	$(PLATFORM) run --race -- $(GO) test -race -count=1 -p 1 -timeout 30m $(E2E)
+	$(PLATFORM) run --race -- $(GO) test -race -count=1 -p 1 -timeout 45m $(E2E)
 
 # Not part of `make test`: it takes root, or a kernel that gives users namespaces.
 .PHONY: conformance
