@@ -165,6 +165,7 @@ func (t *Turn) Begin(ctx context.Context) error {
 	}
 	if c.waiting.Load() == 0 && c.tryTake() {
 		t.since = c.now()
+		t.letOthers()
 		return nil
 	}
 	c.mu.Lock()
@@ -189,6 +190,7 @@ func (t *Turn) wait(ctx context.Context) error {
 	// that wake one another would keep everybody else from this thread for 10 ms.
 	goruntime.Gosched()
 	t.since = c.now()
+	t.letOthers()
 	return nil
 }
 
@@ -213,11 +215,7 @@ func (t *Turn) Yield(ctx context.Context) (time.Duration, error) {
 	if err := t.handOn(ctx); err != nil {
 		return used, err
 	}
-	if t.straight += used; t.straight >= threadInterval {
-		t.straight = 0
-		yieldThread()
-		t.since = t.share.cores.now() // what others had isn't its own
-	}
+	t.letOthers() // those who haven't waited
 	return used, nil
 }
 
@@ -243,9 +241,24 @@ func (t *Turn) handOn(ctx context.Context) error {
 	return t.wait(ctx)
 }
 
-// threadInterval is how long a thread is kept from others that wait for its core.
-// Most instances end before, and shouldn't go to the end of anybody's queue.
-const threadInterval = 50 * time.Microsecond
+const (
+	// threadInterval is how long a thread is kept from others that wait for its
+	// core. Most instances end before, and shouldn't go to the end of anybody's
+	// queue.
+	threadInterval = 50 * time.Microsecond
+	// leastUse is what a use counts for at least: who gives the core back works on,
+	// as a rule, for the guest's sake.
+	leastUse = 10 * time.Microsecond
+)
+
+// letOthers yields to the kernel if the turn's thread hasn't for a while.
+func (t *Turn) letOthers() {
+	if t.straight >= threadInterval {
+		t.straight = 0
+		yieldThread()
+		t.since = t.share.cores.now() // what others had isn't its own
+	}
+}
 
 // yieldThread lets the kernel run another thread that waits for this core. It
 // doesn't block, so Go's scheduler needn't hear of it.
@@ -262,6 +275,7 @@ func (t *Turn) account() time.Duration {
 	used := now - t.since
 	t.since = now
 	t.used += used
+	t.straight += max(used, leastUse)
 	t.share.charge(now, used)
 	return used
 }
