@@ -24,7 +24,8 @@ func TestChart(t *testing.T) {
 	p.Kubectl(t, "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
 	manifest := filepath.Join(t.TempDir(), "wisp.yaml")
 	text := p.Helm(t, "template", "wisp", "../../charts/wisp", "--namespace", namespace, "--kube-version", "1.35.0",
-		"--values", "../chart/testdata/everything.yaml", "--set", "knative.namespace="+cluster.KnativeNamespace)
+		"--values", "../chart/testdata/everything.yaml", "--set", "knative.namespace="+cluster.KnativeNamespace,
+		"--set", "node.objectsAhead={"+namespace+"}") // namespaces have to be there
 	if err := os.WriteFile(manifest, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
