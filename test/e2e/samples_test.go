@@ -25,7 +25,8 @@ type ask struct {
 	want               string
 }
 
-// TestSamples does for each sample what its README says.
+// TestSamples does for each sample what its README says. Those in Go take minutes
+// to compile with the race detector.
 func TestSamples(t *testing.T) {
 	const root = "../.."
 	samples := map[string][]ask{
@@ -55,7 +56,7 @@ func TestSamples(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("make samples: %v\n%s", err, out)
 	}
-	p := platform.Start(t, platform.Options{})
+	p := platform.Start(t, platform.Options{WithoutRace: true})
 	for name, asks := range samples {
 		t.Run(name, func(t *testing.T) {
 			module := filepath.Join(root, "build", name+".wasm")

@@ -91,9 +91,10 @@ func TestContainerConcurrency(t *testing.T) {
 }
 
 // TestContainerConcurrencyOfAServer is the same for a program that lives as long
-// as its pod: it counts by itself how many requests it has at once.
+// as its pod: it counts by itself how many requests it has at once. It is in Go,
+// which takes minutes to compile with the race detector.
 func TestContainerConcurrencyOfAServer(t *testing.T) {
-	p := platform.Start(t, platform.Options{})
+	p := platform.Start(t, platform.Options{WithoutRace: true})
 	module, err := guests.Program(t.Context(), "echo")
 	if err != nil {
 		t.Fatal(err)
