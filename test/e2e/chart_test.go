@@ -62,7 +62,7 @@ func TestChart(t *testing.T) {
 			t.Errorf("a restricted namespace refuses the pods of %s %s: %v", o.GetKind(), o.GetName(), err)
 		}
 	}
-	if workloads != 3 {
-		t.Errorf("the chart has %d workloads, want the three roles", workloads)
+	if workloads != 4 {
+		t.Errorf("the chart has %d workloads, want the three roles and Envoy", workloads)
 	}
 }
