@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/wisp-serving/wisp/provider/pause"
 	"github.com/wisp-serving/wisp/provider/podlife"
 	"github.com/wisp-serving/wisp/provider/podlog"
 	"github.com/wisp-serving/wisp/provider/podspec"
@@ -130,7 +131,7 @@ func (c *container) pause(ctx context.Context, state podlife.Container) bool {
 	message := fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", delay, c.spec.Name, c.pod)
 	c.set(func(podlife.Container) podlife.Container { return state.Wait(podlife.ReasonCrashLoop, message) })
 	c.event(corev1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.spec.Name, c.pod))
-	return sleep(ctx, time.Until(state.Run.Finished.Add(delay)))
+	return pause.For(ctx, time.Until(state.Run.Finished.Add(delay)))
 }
 
 // once runs the container once, unless ctx ends before.
@@ -356,7 +357,7 @@ func (c *container) backOff(ctx context.Context, err error, delay time.Duration)
 		c.event(corev1.EventTypeNormal, "BackOff", fmt.Sprintf("Back-off pulling image %q: trying again in %s", c.spec.Image, delay))
 		c.set(func(s podlife.Container) podlife.Container { return s.Wait(later, message) })
 	}
-	return sleep(ctx, delay)
+	return pause.For(ctx, delay)
 }
 
 // cannotStart reports a container that no attempt can start. Where the pod would
@@ -570,16 +571,4 @@ func (c *container) event(kind, reason, message string) {
 		path = "spec.initContainers{" + c.spec.Name + "}"
 	}
 	c.pod.event(kind, path, reason, message)
-}
-
-// sleep returns false if ctx ended before d was over.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/wisp-serving/wisp/provider/pause"
 	"github.com/wisp-serving/wisp/provider/podlife"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/probe"
@@ -213,7 +214,7 @@ func (w *watcher) hook(ctx context.Context, h *corev1.LifecycleHandler) error {
 	case h == nil:
 		return nil
 	case h.Sleep != nil:
-		if !sleep(ctx, time.Duration(h.Sleep.Seconds)*time.Second) {
+		if !pause.For(ctx, time.Duration(h.Sleep.Seconds)*time.Second) {
 			return context.Cause(ctx)
 		}
 		return nil

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/wisp-serving/wisp/provider/pause"
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/volume"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
@@ -45,7 +46,7 @@ func (p *pod) mount(ctx context.Context, spec podspec.Spec) bool {
 		}
 		p.event(corev1.EventTypeWarning, "", "FailedMount", "MountVolume.SetUp failed: "+err.Error())
 		p.log.Infow("volumes are waited for", "error", err)
-		if !sleep(ctx, delay) {
+		if !pause.For(ctx, delay) {
 			return false
 		}
 		delay = min(2*delay, maxMountBackOff)

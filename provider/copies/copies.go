@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
@@ -245,16 +244,4 @@ func (c *Copies) current(o object) (*kept, error) {
 		return nil, fmt.Errorf("there is no current copy of %s: the node's second identity may not watch it, or the watch is interrupted", o)
 	}
 	return it, nil
-}
-
-// sleep returns false if ctx ended before d was over.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/wisp-serving/wisp/provider/pause"
 	"github.com/wisp-serving/wisp/provider/podspec"
 )
 
@@ -35,17 +36,17 @@ func (c *Copies) keep(ctx context.Context, it *kept) {
 	for {
 		err := c.watch(ctx, it)
 		c.lose(it)
-		pause := time.Duration(0)
+		wait := time.Duration(0)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, errForbidden):
-			pause = askAgain
+			wait = askAgain
 		case err != nil:
 			c.log.Debugw("what starts with an object waits for its pod", "object", it.String(), "error", err)
-			pause = retryAfter + rand.N(retryWithin-retryAfter)
+			wait = retryAfter + rand.N(retryWithin-retryAfter)
 		}
-		if !sleep(ctx, pause) {
+		if !pause.For(ctx, wait) {
 			return
 		}
 	}

@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/wisp-serving/wisp/provider/pause"
 )
 
 // UserAgent is a kubelet's of the Kubernetes that this node speaks.
@@ -213,7 +215,7 @@ func (t Tally) Add(p *corev1.Probe, ok bool) (Tally, bool) {
 // in a row as p asks for agree, with what they say. until, unless 0, is how long
 // after a failure it asks again before the first success; 0 is p's period.
 func Run(ctx context.Context, p *corev1.Probe, until time.Duration, check func(context.Context) error, failed func(error), decided func(ok bool, err error) bool) {
-	if !sleep(ctx, time.Duration(p.InitialDelaySeconds)*time.Second) {
+	if !pause.For(ctx, time.Duration(p.InitialDelaySeconds)*time.Second) {
 		return
 	}
 	var tally Tally
@@ -235,7 +237,7 @@ func Run(ctx context.Context, p *corev1.Probe, until time.Duration, check func(c
 		if until > 0 && !succeeded {
 			wait = until
 		}
-		if !sleep(ctx, wait) {
+		if !pause.For(ctx, wait) {
 			return
 		}
 	}
@@ -246,15 +248,4 @@ func seconds(n, unset int32) time.Duration {
 		n = unset
 	}
 	return time.Duration(n) * time.Second
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
