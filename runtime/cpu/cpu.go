@@ -165,14 +165,17 @@ func (t *Turn) Begin(ctx context.Context) error {
 	}
 	if c.waiting.Load() == 0 && c.tryTake() {
 		t.since = c.now()
-		t.letOthers()
-		return nil
+	} else {
+		c.mu.Lock()
+		c.enqueue(t)
+		c.serve()
+		c.mu.Unlock()
+		if err := t.wait(ctx); err != nil {
+			return err
+		}
 	}
-	c.mu.Lock()
-	c.enqueue(t)
-	c.serve()
-	c.mu.Unlock()
-	return t.wait(ctx)
+	t.letOthers()
+	return nil
 }
 
 // wait waits for the core that t is in the queue for.
@@ -190,7 +193,6 @@ func (t *Turn) wait(ctx context.Context) error {
 	// that wake one another would keep everybody else from this thread for 10 ms.
 	goruntime.Gosched()
 	t.since = c.now()
-	t.letOthers()
 	return nil
 }
 
@@ -215,7 +217,7 @@ func (t *Turn) Yield(ctx context.Context) (time.Duration, error) {
 	if err := t.handOn(ctx); err != nil {
 		return used, err
 	}
-	t.letOthers() // those who haven't waited
+	t.letOthers()
 	return used, nil
 }
 
