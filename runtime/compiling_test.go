@@ -49,19 +49,6 @@ func newCompilingRuntime(t testing.TB, limit time.Duration) *runtime.Runtime {
 	})
 }
 
-// of returns a module of n functions with the given bodies, without their sizes
-// but with their locals, of which the first is _start.
-func of(n int, body []byte) []byte {
-	function := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
-	count := binary.AppendUvarint(nil, uint64(n))
-	return wasmtest.Module(
-		wasmtest.Section(1, 1, 0x60, 0, 0),
-		wasmtest.Section(3, append(count[:len(count):len(count)], make([]byte, n)...)...),
-		wasmtest.Section(5, 1, 0, 1),
-		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
-		wasmtest.Section(10, append(count, bytes.Repeat(function, n)...)...))
-}
-
 // again returns a function's body without locals: code, n times.
 func again(n int, code ...byte) []byte {
 	return append(append([]byte{0}, bytes.Repeat(code, n)...), 0x0b)
@@ -80,12 +67,12 @@ func compileBombs() map[string][]byte {
 		locals = append(append(locals, 0x21), binary.AppendUvarint(nil, uint64(49_999-i))...)
 	}
 	return map[string][]byte{
-		"one huge function": of(1, again(1_500_000, 0x41, 1, 0x1a)),
-		"many functions":    of(200_000, again(1, 0x01)),
-		"tables of labels":  of(1, again(100, labels...)),
-		"locals":            of(20, append(locals, 0x0b)),
-		"nested blocks":     of(1, append(append([]byte{0}, bytes.Repeat([]byte{0x02, 0x40}, 60_000)...), bytes.Repeat([]byte{0x0b}, 60_001)...)),
-		"living values":     of(20, live),
+		"one huge function": wasmtest.Functions(1, again(1_500_000, 0x41, 1, 0x1a)),
+		"many functions":    wasmtest.Functions(200_000, again(1, 0x01)),
+		"tables of labels":  wasmtest.Functions(1, again(100, labels...)),
+		"locals":            wasmtest.Functions(20, append(locals, 0x0b)),
+		"nested blocks":     wasmtest.Functions(1, append(append([]byte{0}, bytes.Repeat([]byte{0x02, 0x40}, 60_000)...), bytes.Repeat([]byte{0x0b}, 60_001)...)),
+		"living values":     wasmtest.Functions(20, live),
 	}
 }
 
@@ -143,7 +130,7 @@ func BenchmarkBesideCompilation(b *testing.B) {
 	c := client{b, srv.URL}
 	// Functions of 700 bytes that compute: more code than any toolchain's runtime.
 	body := again(100, 0x41, 1, 0x41, 2, 0x6a, 0x1a, 0x01)
-	spec := push(b, r, host, "large", of(70<<20/len(body), body))
+	spec := push(b, r, host, "large", wasmtest.Functions(70<<20/len(body), body))
 	for b.Loop() {
 		before := c.p99()
 		ctx, cancel := context.WithCancel(b.Context())

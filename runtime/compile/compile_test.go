@@ -3,7 +3,6 @@ package compile_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -89,15 +88,7 @@ func large(n int) []byte {
 		body = append(body, 0x6a) // add
 	}
 	body = append(body, 0x1a, 0x0b) // drop, end
-	function := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
-	code := append(binary.AppendUvarint(nil, uint64(n)), bytes.Repeat(function, n)...)
-	functions := append(binary.AppendUvarint(nil, uint64(n)), make([]byte, n)...) // all of type 0
-	return wasmtest.Module(
-		wasmtest.Section(1, 1, 0x60, 0, 0),
-		wasmtest.Section(3, functions...),
-		wasmtest.Section(5, 1, 0, 1),
-		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
-		wasmtest.Section(10, code...))
+	return wasmtest.Functions(n, body)
 }
 
 // A module that takes more than it may is at fault itself, and says so.

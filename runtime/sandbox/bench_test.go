@@ -6,13 +6,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/wisp-serving/wisp/runtime/guest"
+	"github.com/wisp-serving/wisp/test/load"
 )
 
 // BenchmarkHello is a request that gets "hello", through a real HTTP server
@@ -41,7 +38,7 @@ func BenchmarkHello(b *testing.B) {
 		b.Run(kind.name, func(b *testing.B) {
 			front, path := kind.start(b)
 			for _, conns := range []int{1, 16, 64} {
-				b.Run(fmt.Sprint("conns-", conns), func(b *testing.B) { load(b, front.URL+path, conns) })
+				b.Run(fmt.Sprint("conns-", conns), func(b *testing.B) { get(b, front.URL+path, conns) })
 			}
 		})
 	}
@@ -59,46 +56,13 @@ func serveHelloC(tb testing.TB) (*httptest.Server, string) {
 	return front, "/"
 }
 
-// load sends b.N requests over conns connections and reports how long they took.
-func load(b *testing.B, url string, conns int) {
-	b.ReportAllocs()
-	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	one := func() {
+// get calls url over conns connections.
+func get(b *testing.B, url string, conns int) {
+	load.Run(b, conns, func() *http.Request {
 		r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, nil)
 		if err != nil {
-			b.Error(err)
-			return
+			panic(err)
 		}
-		answer, err := transport.RoundTrip(r)
-		if err != nil {
-			b.Error(err)
-			return
-		}
-		_, _ = io.Copy(io.Discard, answer.Body)
-		answer.Body.Close()
-		if answer.StatusCode != http.StatusOK {
-			b.Error(answer.Status)
-		}
-	}
-	one()
-	took := make([]time.Duration, b.N)
-	var next atomic.Int64
-	b.ResetTimer()
-	var wg sync.WaitGroup
-	for range conns {
-		wg.Go(func() {
-			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
-				began := time.Now()
-				one()
-				took[i] = time.Since(began)
-			}
-		})
-	}
-	wg.Wait()
-	b.StopTimer()
-	slices.Sort(took)
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
-	b.ReportMetric(float64(took[b.N/2].Microseconds()), "p50-µs")
-	b.ReportMetric(float64(took[b.N*99/100].Microseconds()), "p99-µs")
+		return r
+	})
 }

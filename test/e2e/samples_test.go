@@ -2,10 +2,8 @@ package e2e
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,7 +64,7 @@ func TestSamples(t *testing.T) {
 			p.Wisp(t, "push", module, p.Registry+"/"+name+":v1")
 			service := applySample(t, p, filepath.Join(root, "samples", name, "service.yaml"), name)
 			for _, a := range asks {
-				status, answer := request(t, p, service, a)
+				status, answer := callPath(t, p, a.method, service.Status.URL.Host, a.path, a.body)
 				if status != a.status || !strings.Contains(answer, a.want) {
 					t.Errorf("%s %s %q: got %d %q, want %d with %q", a.method, a.path, a.body, status, answer, a.status, a.want)
 				}
@@ -91,28 +89,4 @@ func applySample(t *testing.T, p *platform.Platform, file, name string) *serving
 	p.Kubectl(t, "apply", "-n", namespace, "-f", here)
 	service := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	return platform.WaitFor(t, p, service, "be ready", func(s *servingv1.Service) bool { return s.IsReady() })
-}
-
-func request(t *testing.T, p *platform.Platform, service *servingv1.Service, a ask) (int, string) {
-	t.Helper()
-	u, err := url.Parse(p.Gateway + a.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := http.NewRequestWithContext(t.Context(), a.method, u.String(), strings.NewReader(a.body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", "application/json") // which the argv ABI asks for
-	r.Host = service.Status.URL.Host + ":" + u.Port()
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(answer)
 }

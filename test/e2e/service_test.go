@@ -50,11 +50,18 @@ func expect(t testing.TB, p *platform.Platform, service *servingv1.Service, body
 // call POSTs a JSON body to a host through Envoy's external listener.
 func call(t testing.TB, p *platform.Platform, host, body string) (int, string) {
 	t.Helper()
-	u, err := url.Parse(p.Gateway)
+	return callPath(t, p, http.MethodPost, host, "/", body)
+}
+
+// callPath sends a request with a method to a path of a host, with its query,
+// through Envoy's external listener.
+func callPath(t testing.TB, p *platform.Platform, method, host, path, body string) (int, string) {
+	t.Helper()
+	u, err := url.Parse(p.Gateway + path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, u.String(), strings.NewReader(body))
+	r, err := http.NewRequestWithContext(t.Context(), method, u.String(), strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -45,31 +43,4 @@ func TestSharedHost(t *testing.T) {
 	if status, got := callPath(t, p, http.MethodPost, shared, "/sort", numbers); status != http.StatusOK {
 		t.Errorf("after that: got %d %q", status, got)
 	}
-}
-
-// callPath sends a request with a method to a path of a host through Envoy's
-// external listener.
-func callPath(t *testing.T, p *platform.Platform, method, host, path, body string) (int, string) {
-	t.Helper()
-	u, err := url.Parse(p.Gateway)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.Path = path
-	r, err := http.NewRequestWithContext(t.Context(), method, u.String(), strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Host = host + ":" + u.Port()
-	r.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(answer)
 }

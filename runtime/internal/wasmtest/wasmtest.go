@@ -3,6 +3,7 @@
 package wasmtest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -71,6 +72,19 @@ func Command(body []byte) []byte {
 // when it is instantiated.
 func Starting(body []byte) []byte {
 	return Module(types, functions, memory, exports, started, code(body))
+}
+
+// Functions returns a module of n functions with the given bodies, without their sizes
+// but with their locals, of which the first is _start.
+func Functions(n int, body []byte) []byte {
+	function := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
+	count := binary.AppendUvarint(nil, uint64(n))
+	return Module(
+		Section(1, 1, 0x60, 0, 0),
+		Section(3, append(count[:len(count):len(count)], make([]byte, n)...)...),
+		Section(5, 1, 0, 1),
+		Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
+		Section(10, append(count, bytes.Repeat(function, n)...)...))
 }
 
 // Reactor returns a module that exports nothing.
