@@ -96,7 +96,8 @@ func (c Child) verdict(err error, stdout, stderr string) error {
 	case exit.UserTime()+exit.SystemTime() >= c.Limits.Time*9/10: // the kernel counts in ticks
 		return api.Unusable(fmt.Errorf("compiling took more than the %s that it may take", c.Limits.Time))
 	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate memory"),
-		strings.Contains(stderr, "ThreadSanitizer failed to allocate"): // a binary with the race detector
+		strings.Contains(stderr, "SIGSEGV: segmentation violation\nPC="), // Go's collector takes what it is given as given
+		strings.Contains(stderr, "ThreadSanitizer failed to allocate"):   // a binary with the race detector
 		return api.Unusable(fmt.Errorf("compiling took more than the %d MiB of memory that it may take", c.Limits.Memory>>20))
 	default:
 		return fmt.Errorf("run the compiler: %w: %s", err, stderr)
