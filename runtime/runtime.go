@@ -11,6 +11,7 @@
 //	instance  one running guest: its memory, its turn on a core
 //	memory    mapped memory, and each sandbox's limit
 //	cpu       who gets a core
+//	garbage   how fast guests may use up Go's memory
 //	sandbox   one container: settings, running instances, log
 //	measure   metrics of all of it
 //	api       the errors that they share

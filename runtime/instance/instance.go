@@ -24,6 +24,7 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wisp-serving/wisp/runtime/cpu"
+	"github.com/wisp-serving/wisp/runtime/garbage"
 	"github.com/wisp-serving/wisp/runtime/memory"
 )
 
@@ -38,13 +39,28 @@ type HostConfig struct {
 
 // Host is the node. It is safe for concurrent use.
 type Host struct {
-	cores *cpu.Cores
-	pool  *memory.Pool
+	cores   *cpu.Cores
+	pool    *memory.Pool
+	garbage *garbage.Bound
 }
+
+const (
+	// garbageRate is what guests may have of Go's memory anew per second and core,
+	// and garbageBurst at once, in bytes: what they take without being asked, up to
+	// usualStart and the first stack, isn't counted.
+	garbageRate  = 32 << 20
+	garbageBurst = 32 << 20
+	// usualStart is what most instances take when they are made.
+	usualStart = 512 << 10
+)
 
 // NewHost returns a Host.
 func NewHost(cfg HostConfig) *Host {
-	return &Host{cores: cpu.New(cfg.Cores), pool: memory.NewPool(cfg.KeptMemory)}
+	return &Host{
+		cores:   cpu.New(cfg.Cores),
+		pool:    memory.NewPool(cfg.KeptMemory),
+		garbage: garbage.New(garbage.Config{Rate: int64(max(cfg.Cores, 1)) * garbageRate, Burst: garbageBurst}),
+	}
 }
 
 // Close gives back the memory that was kept. All instances must have ended.
@@ -61,16 +77,18 @@ type Limits struct {
 
 // Group is a sandbox. It is safe for concurrent use.
 type Group struct {
-	share  *cpu.Share
-	budget *memory.Budget
-	count  atomic.Int64 // instances
+	share   *cpu.Share
+	budget  *memory.Budget
+	garbage *garbage.Share
+	count   atomic.Int64 // instances
 }
 
 // Group returns a Group with nothing in it.
 func (h *Host) Group(l Limits) *Group {
 	return &Group{
-		share:  h.cores.Share(cpu.ShareConfig{Request: l.CPURequest, Limit: l.CPULimit}),
-		budget: memory.NewBudget(h.pool, l.Memory),
+		share:   h.cores.Share(cpu.ShareConfig{Request: l.CPURequest, Limit: l.CPULimit}),
+		budget:  memory.NewBudget(h.pool, l.Memory),
+		garbage: h.garbage.Share(l.CPURequest),
 	}
 }
 
@@ -141,6 +159,12 @@ func (g *Group) Start(ctx context.Context, needs memory.Needs) (*Instance, error
 	linear, err := g.budget.Reserve(ctx, needs)
 	if err != nil {
 		return nil, err
+	}
+	if much := needs.Fixed - usualStart; much > 0 && !g.garbage.Try(much) {
+		if err := g.garbage.Wait(ctx, much); err != nil {
+			linear.Release()
+			return nil, err
+		}
 	}
 	i := &Instance{group: g, linear: linear, turn: g.share.Turn()}
 	i.deadline, _ = ctx.Deadline()
@@ -217,22 +241,44 @@ func (i *Instance) checkEnd() {
 const (
 	// firstStack is what is granted first beyond what every instance has, and
 	// mostStack all of it together, in bytes.
-	firstStack = 256 << 10
+	firstStack = 64 << 10
 	mostStack  = 1 << 20
 )
 
 // moreStack is what happens when a guest's calls are nested more deeply than its
 // stack allows: it returns as many bytes as were granted before, and charges
-// them, or ends the guest.
+// them, or ends the guest. It waits while guests make too much garbage.
 func (i *Instance) moreStack() int64 {
 	i.checkEnd()
 	more := max(i.stack, firstStack)
-	if i.stack+more > mostStack || !i.linear.Fix(more) {
-		i.err = ErrStack
-		panic(ErrStack)
+	if i.stack+more > mostStack {
+		i.endByStack()
+	}
+	i.discard(2 * more) // the stack before, and what takes its place
+	if !i.linear.Fix(more) {
+		i.endByStack()
 	}
 	i.stack += more
 	return more
+}
+
+func (i *Instance) endByStack() {
+	i.err = ErrStack
+	panic(ErrStack)
+}
+
+// discard waits, without a core, until so many bytes of Go's memory may become
+// garbage, or ends the guest.
+func (i *Instance) discard(bytes int64) {
+	if i.group.garbage.Try(bytes) {
+		return
+	}
+	i.Release()
+	if err := i.group.garbage.Wait(i.ctx, bytes); err != nil {
+		i.end(err)
+	}
+	i.Acquire()
+	i.checkEnd()
 }
 
 // schedulingInterval is how long a guest may keep other goroutines from the

@@ -3,7 +3,9 @@ package instance
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -44,7 +46,7 @@ const page = 64 << 10
 // guest runs a module's _start in an instance of g, and returns how it ended.
 func guest(t *testing.T, ctx context.Context, g *Group, module []byte) error {
 	t.Helper()
-	module, err := meter.Rewrite(module, meter.Options{})
+	module, err := meter.Rewrite(module, meter.Options{Stack: firstStack})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +129,103 @@ func TestStackIsCharged(t *testing.T) {
 	if used := small.Usage().Memory; used != 0 {
 		t.Errorf("%d bytes are charged after the end", used)
 	}
+}
+
+// Guests that nest their calls deeply get on no faster than their garbage may be
+// made, and hold no core while they wait. Others don't notice.
+func TestStacksHaveARate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHost(HostConfig{Cores: 1})
+		defer h.Close()
+		deep, neighbour := h.Group(Limits{Memory: 64 << 20}), h.Group(Limits{Memory: 64 << 20})
+		began := time.Now()
+		const n = 50
+		var all sync.WaitGroup
+		for range n {
+			all.Go(func() {
+				if err := guest(t, t.Context(), deep, wasmtest.Command(wasmtest.Recurse)); !errors.Is(err, ErrStack) {
+					t.Errorf("got %v, want %v", err, ErrStack)
+				}
+			})
+		}
+		synctest.Wait() // all of them wait
+		if err := guest(t, t.Context(), neighbour, wasmtest.Command(wasmtest.Nothing)); err != nil {
+			t.Error(err)
+		}
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("a neighbour waited %s", waited)
+		}
+		all.Wait()
+		const want = (n*2*mostStack - garbageBurst) * time.Second / garbageRate
+		if took := time.Since(began); took < want-time.Second/10 || took > want+time.Second/10 {
+			t.Errorf("all took %s, want %s", took, want)
+		}
+	})
+}
+
+// So do those that take much from the start.
+func TestStartsHaveARate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHost(HostConfig{Cores: 1})
+		defer h.Close()
+		g := h.Group(Limits{Memory: 1 << 30})
+		began := time.Now()
+		for range 200 {
+			i, err := g.Start(t.Context(), memory.Needs{Fixed: usualStart + 1<<20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.End()
+		}
+		const want = (200<<20 - garbageBurst) * time.Second / garbageRate
+		if took := time.Since(began); took < want-time.Second/10 || took > want+time.Second/10 {
+			t.Errorf("200 starts took %s, want %s", took, want)
+		}
+		usual := time.Now()
+		for range 1000 {
+			i, err := g.Start(t.Context(), memory.Needs{Fixed: usualStart})
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.End()
+		}
+		if waited := time.Since(usual); waited > 0 {
+			t.Errorf("usual ones waited %s", waited)
+		}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(gone) })
+		if _, err := g.Start(ctx, memory.Needs{Fixed: 512 << 20}); !errors.Is(err, gone) {
+			t.Errorf("got %v, want the cause", err)
+		}
+		if used := g.Usage().Memory; used != 0 {
+			t.Errorf("%d bytes are charged after the end", used)
+		}
+	})
+}
+
+// A guest whose deadline comes while it waits for more stack ends then.
+func TestEndsWhileItWaitsForStack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHost(HostConfig{Cores: 1})
+		defer h.Close()
+		g := h.Group(Limits{Memory: 64 << 20})
+		if !g.garbage.Try(garbageBurst) {
+			t.Fatal("there is no burst")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		if err := guest(t, ctx, g, wasmtest.Command(wasmtest.Recurse)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
+		}
+		if late := time.Since(began) - time.Millisecond; late != 0 {
+			t.Errorf("it ended %s after its deadline", late)
+		}
+		if !free(t, h) {
+			t.Error("it has kept its core")
+		}
+	})
 }
 
 // Whoever waits for something else lends its core to others.

@@ -22,10 +22,11 @@ func (m *module) clamp(o Options) error {
 	if entries > uint64(o.Table) {
 		return &LimitError{What: "entries of all tables", Got: entries, Max: uint64(o.Table)}
 	}
+	room := min(uint64(o.Table)-entries, uint64(o.TableGrowth))
 	for i := range own {
 		t := &own[i]
 		if !t.hasMax || t.max > t.min {
-			most := t.min + uint32((uint64(o.Table)-entries)/growing)
+			most := t.min + uint32(room/growing)
 			if !t.hasMax || t.max > most {
 				t.hasMax, t.max = true, most
 			}

@@ -60,7 +60,7 @@ const lightCost = 60
 
 // uncounted bounds the stack, in bytes, of all calls that don't count it,
 // however deep they are nested.
-const uncounted = 256 << 10
+const uncounted = 64 << 10
 
 // analyse reads all code, finds out who can call whom, and from that what each
 // function has to check.

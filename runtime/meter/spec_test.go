@@ -193,7 +193,7 @@ func (s *side) instantiate(path, name string) (api.Module, error) {
 		s.t.Fatal(err)
 	}
 	if s.metered {
-		if module, err = meter.Rewrite(module, meter.Options{Table: 1 << 27}); err != nil {
+		if module, err = meter.Rewrite(module, meter.Options{Table: 1 << 27, TableGrowth: 1 << 27}); err != nil {
 			return nil, err
 		}
 	}

@@ -7,15 +7,17 @@ import "encoding/binary"
 // test/guests/puppet.
 func Hostile() map[string][]byte {
 	return map[string][]byte{
-		"loop":             Command(Loop),
-		"start loop":       Starting(Loop),
-		"recursion":        Command(Recurse),
-		"wide recursion":   module{bodies: [][]byte{{0x10, 0x00}}, locals: []uint32{10_000}}.encode(),
-		"fib":              fib(),
-		"table recursion":  module{tableMin: 2, elements: []byte{0, 1}, bodies: [][]byte{callIndirect(1), callIndirect(0)}}.encode(),
-		"table bomb":       module{tableMin: 1, bodies: [][]byte{endless(0xd0, 0x70, 0x41, 0xe4, 0x00, 0xfc, 0x0f, 0x00, 0x1a)}}.encode(), // ref.null; 100; table.grow; drop
-		"memory bomb":      Command(endless(0x41, 0x10, 0x40, 0x00, 0x41, 0x7f, 0x46, 0x04, 0x40, 0x00, 0x0b)),                            // grow by 16 pages; trap at -1
-		"patient bomb":     Command(endless(0x41, 0x01, 0x40, 0x00, 0x1a)),                                                                // grow; drop, for ever
+		"loop":            Command(Loop),
+		"start loop":      Starting(Loop),
+		"recursion":       Command(Recurse),
+		"wide recursion":  module{bodies: [][]byte{{0x10, 0x00}}, locals: []uint32{10_000}}.encode(),
+		"fib":             fib(),
+		"table recursion": module{tableMin: 2, elements: []byte{0, 1}, bodies: [][]byte{callIndirect(1), callIndirect(0)}}.encode(),
+		"table bomb":      module{tableMin: 1, bodies: [][]byte{endless(0xd0, 0x70, 0x41, 0xe4, 0x00, 0xfc, 0x0f, 0x00, 0x1a)}}.encode(), // ref.null; 100; table.grow; drop
+		// Its table takes 2 MiB of the engine's, each time.
+		"large table":      Module(types, functions, Section(4, 1, 0x70, 0, 0x80, 0x80, 0x10), memory, exports, code(Trap)),
+		"memory bomb":      Command(endless(0x41, 0x10, 0x40, 0x00, 0x41, 0x7f, 0x46, 0x04, 0x40, 0x00, 0x0b)), // grow by 16 pages; trap at -1
+		"patient bomb":     Command(endless(0x41, 0x01, 0x40, 0x00, 0x1a)),                                     // grow; drop, for ever
 		"fill":             module{pages: 512, bodies: [][]byte{endless(fill(512 << 16)...)}}.encode(),
 		"fill beyond":      module{pages: 1, bodies: [][]byte{fill(1<<16 + 1)}}.encode(),
 		"copy":             module{pages: 512, bodies: [][]byte{endless(0x41, 0x01, 0x41, 0x00, 0x41, 0xff, 0xff, 0xff, 0x0f, 0xfc, 0x0a, 0x00, 0x00)}}.encode(), // 32 MiB - 1, by one byte
