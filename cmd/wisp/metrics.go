@@ -10,7 +10,12 @@ import (
 	"go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/exemplar"
 )
+
+// maxSeries is how many series an instrument may have: some of every revision that
+// was ever called here. Those beyond are counted together, as otel_metric_overflow.
+const maxSeries = 20_000
 
 // meters collects a role's metrics for Prometheus to scrape.
 type meters struct {
@@ -35,7 +40,12 @@ func metersOf(registry *prom.Registry) (*meters, error) {
 		return nil, fmt.Errorf("set up metrics: %w", err)
 	}
 	return &meters{
-		MeterProvider: sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter)),
-		Handler:       promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+		MeterProvider: sdkmetric.NewMeterProvider(
+			sdkmetric.WithReader(exporter),
+			sdkmetric.WithCardinalityLimit(maxSeries),
+			// The text format shows no exemplars, and a histogram would hold 2 KB of them.
+			sdkmetric.WithExemplarFilter(exemplar.AlwaysOffFilter),
+		),
+		Handler: promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 	}, nil
 }
