@@ -687,6 +687,7 @@ func TestAheadPreparesEachImageOnceAndOneAtATime(t *testing.T) {
 		for i := range 3 * maxAhead {
 			a.add(fmt.Sprint(i))
 		}
+		synctest.Wait()
 		if len(a.waiting) > maxAhead {
 			t.Errorf("%d wait, want at most %d", len(a.waiting), maxAhead)
 		}
