@@ -7,6 +7,7 @@
 // would not fit waits for others to end, and growing beyond the limit is denied.
 // Linear is one instance's memory, as wazero wants it.
 //
-// The package starts no goroutine.
+// A Pool gives the pages of large memories back to the kernel on goroutines of its
+// own, which Close waits for.
 // See ../RATIONALE.md "How much memory may a guest have?".
 package memory

@@ -81,17 +81,27 @@ func TestMappingsAreUsedAgain(t *testing.T) {
 }
 
 // A pool that may keep nothing gives everything back at once; Close does so with
-// what a pool has kept.
+// what a pool has kept. What is large is given back in any case, a little later.
 func TestPoolIsBounded(t *testing.T) {
-	for name, retain := range map[string]int64{"keeps nothing": 0, "closed": 1 << 30} {
+	for name, tt := range map[string]struct {
+		retain int64
+		size   uint64
+		end    func(*Pool)
+	}{
+		"keeps nothing":          {0, 1 << 20, func(*Pool) {}},
+		"keeps nothing of large": {0, 16 << 20, func(*Pool) {}},
+		"closed":                 {1 << 30, 1 << 20, (*Pool).Close},
+		"closed with large":      {1 << 30, 16 << 20, (*Pool).Close},
+		"large":                  {1 << 30, 16 << 20, func(p *Pool) { p.emptying.Wait() }},
+	} {
 		t.Run(name, func(t *testing.T) {
-			p := NewPool(retain)
+			p := NewPool(tt.retain)
 			b := NewBudget(p, 1<<30)
 			before := resident(t)
 			var held []*Linear
-			for range 64 {
-				l := reserve(t, b, Needs{Min: 1 << 20, Max: 1 << 20})
-				mem := l.Reallocate(1 << 20)
+			for range (64 << 20) / tt.size {
+				l := reserve(t, b, Needs{Min: tt.size, Max: tt.size})
+				mem := l.Reallocate(tt.size)
 				for i := range mem {
 					mem[i] = 1
 				}
@@ -100,9 +110,7 @@ func TestPoolIsBounded(t *testing.T) {
 			for _, l := range held {
 				l.Release()
 			}
-			if retain > 0 {
-				p.Close()
-			}
+			tt.end(p)
 			if grown := resident(t) - before; grown > 16<<20 {
 				t.Errorf("the process has %d MiB more", grown>>20)
 			}

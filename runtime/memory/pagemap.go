@@ -77,7 +77,7 @@ func (p *pagemap) close() {
 }
 
 // zero makes all of m read as zero, given that only its first used bytes may
-// not. It reports whether it has.
+// not. It reports whether it has: else the kernel should take its pages back.
 func (p *pagemap) zero(m *mapping, used uint64) bool {
 	if used <= small {
 		clear(m.bytes[:used])
@@ -87,10 +87,10 @@ func (p *pagemap) zero(m *mapping, used uint64) bool {
 	buffer := p.buffers.Get().(*regions)
 	defer p.buffers.Put(buffer)
 	touched, ok := p.touched(m.bytes[:used], buffer)
-	m.resident = 0
 	if !ok {
-		return syscall.Madvise(m.bytes, syscall.MADV_DONTNEED) == nil
+		return false
 	}
+	m.resident = 0
 	for _, r := range touched {
 		clear(m.bytes[r.start:r.end])
 		m.resident += int64(r.end - r.start)

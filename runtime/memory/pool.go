@@ -18,8 +18,12 @@ type Pool struct {
 	mu   sync.Mutex
 	kept map[uint64][]*mapping // by size, the last one used last
 	n    int                   // of kept, all sizes
-	held int64                 // bytes of physical memory that kept may have
+	// held are the bytes of physical memory that kept may have, and what is being
+	// emptied.
+	held int64
 	lent int
+	// emptying are the goroutines that give the pages of large mappings back.
+	emptying sync.WaitGroup
 }
 
 // mapping is a range of addresses, of which the kernel gives pages, zeroed, as
@@ -76,20 +80,55 @@ func newMapping(size uint64) (*mapping, error) {
 	return &mapping{bytes: mapped}, nil
 }
 
-// put takes back a mapping whose first used bytes a guest may have written.
+// put takes back a mapping whose first used bytes a guest may have written. The
+// kernel takes a millisecond for the pages of 32 MiB, for which no caller waits, as long as
+// they aren't more than may be kept.
 func (p *Pool) put(m *mapping, used uint64) {
-	clean := p.pages.zero(m, used)
+	zeroed := p.pages.zero(m, used)
 	p.mu.Lock()
 	p.lent--
-	keep := clean && p.held+m.resident <= p.retain && p.n < maxKept
-	if keep {
+	later := !zeroed && p.held+int64(used) <= p.retain
+	if later {
+		p.held += int64(used)
+	}
+	p.mu.Unlock()
+	switch {
+	case zeroed:
+		p.keep(m)
+	case later:
+		p.emptying.Go(func() {
+			p.empty(m)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.held -= int64(used)
+		})
+	default:
+		p.empty(m)
+	}
+}
+
+// empty gives m's pages back to the kernel, and keeps the rest of it.
+func (p *Pool) empty(m *mapping) {
+	if syscall.Madvise(m.bytes, syscall.MADV_DONTNEED) != nil {
+		m.unmap()
+		return
+	}
+	m.resident = 0
+	p.keep(m)
+}
+
+// keep keeps a mapping that reads as zero, if there is room for it.
+func (p *Pool) keep(m *mapping) {
+	p.mu.Lock()
+	room := p.held+m.resident <= p.retain && p.n < maxKept
+	if room {
 		class := uint64(len(m.bytes))
 		p.kept[class] = append(p.kept[class], m)
 		p.n++
 		p.held += m.resident
 	}
 	p.mu.Unlock()
-	if !keep {
+	if !room {
 		m.unmap()
 	}
 }
@@ -107,6 +146,7 @@ func (p *Pool) Lent() int {
 
 // Close gives the kept mappings back to the kernel. Nothing may be lent.
 func (p *Pool) Close() {
+	p.emptying.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, of := range p.kept {
