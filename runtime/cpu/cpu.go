@@ -1,20 +1,20 @@
 // Package cpu shares the node's cores among guests.
 //
 // Cores has as many turns to give as the node has cores for guests. Each running
-// instance has a Turn: it takes a core (Begin), asks at least every 100 µs or so
+// instance has a Turn: it takes a core (Begin), asks at least every 50 µs or so
 // whether it may go on (Yield), and gives the core back while it waits for
 // something else or when it has ended (End). A pod's instances have a Share in
 // common, with a weight and perhaps a limit.
 //
 // Who waits for a core gets it in the order of what pods have used lately, less
 // for a higher weight: a pod that used little goes first, so that a hundred busy
-// loops next door cost a request the rest of somebody's 100 µs. Within a pod,
+// loops next door cost a request the rest of somebody's 50 µs. Within a pod,
 // the instance that has used the least goes first. As long as nobody waits,
 // nothing but a pod's own account is locked.
 //
-// A guest that yields again and again yields to the kernel as well: a thread that has just been woken,
-// by the network as a rule, gets its core then and not at the end of a time slice
-// of some milliseconds.
+// A pod that uses a core for a while, with one instance or with many short ones, yields
+// to the kernel as well: a thread that has just been woken, by the network as a rule, gets
+// its core then and not at the end of a time slice of some milliseconds.
 //
 // The package starts no goroutine. Time is wall time with a core in hand.
 // See ../RATIONALE.md "Who gets a core?".
@@ -101,6 +101,8 @@ func (c *Cores) Share(cfg ShareConfig) *Share {
 // Share is the account of one pod. It is safe for concurrent use.
 type Share struct {
 	cores *Cores
+	// owes says that whoever has a core next yields its thread first.
+	owes atomic.Bool
 
 	mu      sync.Mutex
 	account account
@@ -120,7 +122,9 @@ func (s *Share) CPU() time.Duration {
 func (s *Share) charge(now, used time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.account.charge(now, used)
+	if s.account.charge(now, used) {
+		s.owes.Store(true)
+	}
 }
 
 // pause returns how long the share's limit wants it to stay away from cores.
@@ -139,13 +143,11 @@ func (s *Share) rank() float64 {
 // Turn is one instance's place among those who want a core. It belongs to the
 // goroutine that runs the instance.
 type Turn struct {
-	share *Share
-	since time.Duration // when it began to use the core in hand
-	used  time.Duration
-	// straight is how long it has used a core since the kernel was asked.
-	straight time.Duration
-	granted  chan struct{} // takes one core
-	index    int           // in share.turns, under cores.mu
+	share   *Share
+	since   time.Duration // when it began to use the core in hand
+	used    time.Duration
+	granted chan struct{} // takes one core
+	index   int           // in share.turns, under cores.mu
 }
 
 // Turn returns a Turn without a core.
@@ -243,20 +245,9 @@ func (t *Turn) handOn(ctx context.Context) error {
 	return t.wait(ctx)
 }
 
-const (
-	// threadInterval is how long a thread is kept from others that wait for its
-	// core. Most instances end before, and shouldn't go to the end of anybody's
-	// queue.
-	threadInterval = 50 * time.Microsecond
-	// leastUse is what a use counts for at least: who gives the core back works on,
-	// as a rule, for the guest's sake.
-	leastUse = 10 * time.Microsecond
-)
-
-// letOthers yields to the kernel if the turn's thread hasn't for a while.
+// letOthers yields to the kernel if the turn's pod hasn't for a while.
 func (t *Turn) letOthers() {
-	if t.straight >= threadInterval {
-		t.straight = 0
+	if t.share.owes.Load() && t.share.owes.CompareAndSwap(true, false) {
 		yieldThread()
 		t.since = t.share.cores.now() // what others had isn't its own
 	}
@@ -277,7 +268,6 @@ func (t *Turn) account() time.Duration {
 	used := now - t.since
 	t.since = now
 	t.used += used
-	t.straight += max(used, leastUse)
 	t.share.charge(now, used)
 	return used
 }

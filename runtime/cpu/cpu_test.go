@@ -207,6 +207,34 @@ func TestRankForgetsAtOneRate(t *testing.T) {
 	}
 }
 
+// A pod that uses cores for long lets other threads have them in between, with
+// one instance as with many; one that uses little isn't asked to.
+func TestYieldsThreads(t *testing.T) {
+	const seconds = 1000 * time.Millisecond
+	for _, tt := range []struct {
+		name        string
+		used, pause time.Duration
+		least, most int // yields in a second of use
+	}{
+		{"a loop", 50 * time.Microsecond, 0, 20_000, 20_000},
+		{"requests one after another", 15 * time.Microsecond, time.Microsecond, 20_000, 25_000},
+		{"calls of the host", 100 * time.Nanosecond, 100 * time.Nanosecond, 25_000, 10_000_000},
+		{"a request now and then", 30 * time.Microsecond, time.Millisecond, 0, 0},
+	} {
+		a := newAccount(ShareConfig{})
+		yields, now := 0, time.Duration(0)
+		for used := time.Duration(0); used < seconds; used += tt.used {
+			now += tt.pause + tt.used
+			if a.charge(now, tt.used) {
+				yields++
+			}
+		}
+		if yields < tt.least || yields > tt.most {
+			t.Errorf("%s: %d yields, want %d to %d", tt.name, yields, tt.least, tt.most)
+		}
+	}
+}
+
 // BenchmarkYield is the cost of a safe point when nobody waits, and when two
 // take turns at each.
 func BenchmarkYield(b *testing.B) {

@@ -6,7 +6,7 @@
 // sandbox share. Group.Start makes an Instance, whose Context its caller passes
 // to wazero for instantiating and for calls; Instance.End gives all back. In
 // between, the guest runs on its caller's goroutine. It comes by at wisp.yield
-// (see runtime/meter) at least every 100 µs or so, where it hands its core on or
+// (see runtime/meter) at least every 50 µs or so, where it hands its core on or
 // is ended, by unwinding its own goroutine as proc_exit does; and host functions
 // that wait give the core back meanwhile (Release, Acquire).
 //

@@ -5,7 +5,7 @@ import "time"
 const (
 	// rationTime is how long a ration should last: what a waiting guest or the
 	// collector waits for at most, as a rule.
-	rationTime = 100 * time.Microsecond
+	rationTime = 50 * time.Microsecond
 	// A unit of fuel is about one instruction, 0.3 ns to 0.5 ns as a rule, and
 	// many times that where memory is touched for the first time.
 	firstRation, leastRation, mostRation = 50_000, 10_000, 500_000
