@@ -8,13 +8,18 @@ import (
 // program writes a WASI command by hand: what tests need of one is quicker
 // compiled than a compiler's. Its methods add what it does, in order. See
 // https://webassembly.github.io/spec/core/binary
-type program struct{ data, body []byte }
+type program struct {
+	data, body []byte
+	// room is how much memory it has beyond its data's, in bytes.
+	room int
+}
 
 // Its imports, by index.
 const (
 	pathOpen = iota
 	fdWrite
 	procExit
+	argsSizes
 )
 
 // origin is where its data is in its memory; below is room for results.
@@ -73,6 +78,31 @@ func (p *program) append(dir int, path, text string) *program {
 
 func (p *program) exit(code int) *program { return p.emit(i32(code), invoke(procExit)) }
 
+// forever does again and again what again adds.
+func (p *program) forever(again func(*program)) *program {
+	p.emit([]byte{0x03, 0x40}) // loop
+	again(p)
+	return p.emit([]byte{0x0c, 0, 0x0b}) // br, end
+}
+
+// printLine writes a line of n bytes to standard output.
+func (p *program) printLine(n int) *program {
+	const x, start = 'x', 1 << 20
+	p.room = start + n + 1
+	list := binary.LittleEndian.AppendUint32(nil, start)
+	at := p.place(binary.LittleEndian.AppendUint32(list, uint32(n+1)))
+	fill := []byte{0xfc, 0x0b, 0}
+	p.emit(i32(start), i32(x), i32(n), fill, i32(start+n), i32('\n'), i32(1), fill)
+	return p.emit(i32(1), i32(at), i32(1), i32(0), invoke(fdWrite), drop)
+}
+
+// exitUnless exits with 1 unless it has n arguments, its own name among them, and
+// with 0 if it has.
+func (p *program) exitUnless(arguments int) *program {
+	p.emit(i32(0), i32(4), invoke(argsSizes), drop)
+	return p.emit(i32(0), []byte{0x28, 2, 0}, i32(arguments), []byte{0x47}, invoke(procExit)) // i32.load, i32.ne
+}
+
 // module returns the program.
 func (p *program) module() []byte {
 	section := func(id byte, content ...[]byte) []byte {
@@ -84,20 +114,21 @@ func (p *program) module() []byte {
 		return bytes.Join([][]byte{name("wasi_snapshot_preview1"), name(s), {0, kind}}, nil)
 	}
 	body := bytes.Join([][]byte{{0}, p.body, {0x0b}}, nil)
-	pages := (origin+len(p.data))>>16 + 1
+	pages := (origin+len(p.data)+p.room)>>16 + 1
 	return bytes.Join([][]byte{
 		[]byte("\x00asm\x01\x00\x00\x00"),
 		section(1, []byte{
-			4,
+			5,
 			0x60, 9, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0x7e, 0x7e, 0x7f, 0x7f, 1, 0x7f, // path_open
 			0x60, 4, 0x7f, 0x7f, 0x7f, 0x7f, 1, 0x7f, // fd_write
 			0x60, 1, 0x7f, 0, // proc_exit
 			0x60, 0, 0, // _start
+			0x60, 2, 0x7f, 0x7f, 1, 0x7f, // args_sizes_get
 		}),
-		section(2, []byte{3}, imported("path_open", 0), imported("fd_write", 1), imported("proc_exit", 2)),
+		section(2, []byte{4}, imported("path_open", 0), imported("fd_write", 1), imported("proc_exit", 2), imported("args_sizes_get", 4)),
 		section(3, []byte{1, 3}),
 		section(5, []byte{1, 0}, unsigned(pages)),
-		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 3}),
+		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 4}),
 		section(10, []byte{1}, unsigned(len(body)), body),
 		section(11, []byte{1, 0}, i32(origin), []byte{0x0b}, unsigned(len(p.data)), p.data),
 	}, nil)

@@ -6,8 +6,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,10 +32,17 @@ import (
 	"github.com/wisp-serving/wisp/provider/podspec"
 	"github.com/wisp-serving/wisp/provider/queueproxy"
 	"github.com/wisp-serving/wisp/runtime"
+	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/oci"
 )
 
+// compileChild as the first argument makes this binary the node's compiler.
+const compileChild = "compile-child"
+
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == compileChild {
+		os.Exit(compile.ChildMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
 	// OpenCensus, behind virtual-kubelet's tracing, starts one goroutine when
 	// it is linked in and has no way to end it.
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
@@ -143,7 +152,12 @@ type stand struct {
 	objects  *copied
 	dir      string // the node's
 	settings func(*config.Node)
+	compiler []string // in this process if it is nil
 	stop     func()
+
+	registryServer *httptest.Server
+	// fault, unless nil, may answer instead of the registry.
+	fault atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
 }
 
 func newStand(t *testing.T) *stand {
@@ -154,12 +168,25 @@ func newStand(t *testing.T) *stand {
 // newStandWith is newStand with other settings.
 func newStandWith(t *testing.T, settings func(*config.Node)) *stand {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.Logger(zap.NewStdLog(zap.NewNop()))))
-	t.Cleanup(server.Close)
-	s := &stand{client: fake.NewClientset(), registry: strings.TrimPrefix(server.URL, "http://"), outlook: &outlook{}, objects: &copied{}, dir: t.TempDir(), settings: settings}
+	s := newStopped(t, settings)
+	s.start(t)
+	return s
+}
+
+// newStopped is newStandWith before its start.
+func newStopped(t *testing.T, settings func(*config.Node)) *stand {
+	t.Helper()
+	s := &stand{client: fake.NewClientset(), outlook: &outlook{}, objects: &copied{}, dir: t.TempDir(), settings: settings}
+	good := registry.New(registry.Logger(zap.NewStdLog(zap.NewNop())))
+	s.registryServer = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if fault := s.fault.Load(); fault == nil || !(*fault)(w, r) {
+			good.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(s.registryServer.Close)
+	s.registry = strings.TrimPrefix(s.registryServer.URL, "http://")
 	s.client.PrependReactor("delete", "pods", s.checkPreconditions)
 	s.client.PrependReactor("update", "pods", s.update)
-	s.start(t)
 	return s
 }
 
@@ -208,7 +235,7 @@ func (s *stand) start(t *testing.T) {
 	cfg.Kubelet.Port = 0
 	cfg.EarlyStartLease.Duration = time.Hour
 	s.settings(&cfg)
-	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, ImageStore: 1 << 30, Guest: cfg.Guest, Log: log})
+	rt, err := runtime.New(runtime.Config{DataDir: cfg.DataDir, ImageStore: 1 << 30, Guest: cfg.Guest, Compiler: s.compiler, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +325,11 @@ func (s *stand) await(t *testing.T, name string, what string, ok func(*corev1.Po
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Stop()
+	defer func() {
+		w.Stop()
+		for range w.ResultChan() { // the fake API server would keep what nobody takes
+		}
+	}()
 	for {
 		current, err := pods.Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil {
