@@ -29,26 +29,40 @@ type reader struct {
 }
 
 func (r *reader) volume(v corev1.Volume) error {
-	switch {
-	case v.ConfigMap != nil:
-		return r.configMap(v.ConfigMap.Name, v.ConfigMap.Items, v.ConfigMap.Optional)
-	case v.Secret != nil:
-		return r.secret(v.Secret.SecretName, v.Secret.Items, v.Secret.Optional)
-	case v.DownwardAPI != nil:
-		return r.downward(v.DownwardAPI.Items)
-	case v.Projected != nil:
-		for _, source := range v.Projected.Sources {
-			if err := r.projection(source); err != nil {
-				return err
-			}
+	sources, err := sourcesOf(v)
+	if err != nil {
+		return err
+	}
+	for _, source := range sources {
+		if err := r.read(source); err != nil {
+			return err
 		}
-		return nil
+	}
+	return nil
+}
+
+// sourcesOf returns what a volume consists of: each kind but the projected one has
+// one source, which a projected volume could have too.
+func sourcesOf(v corev1.Volume) ([]corev1.VolumeProjection, error) {
+	switch {
+	case v.Projected != nil:
+		return v.Projected.Sources, nil
+	case v.ConfigMap != nil:
+		return []corev1.VolumeProjection{{ConfigMap: &corev1.ConfigMapProjection{
+			LocalObjectReference: v.ConfigMap.LocalObjectReference, Items: v.ConfigMap.Items, Optional: v.ConfigMap.Optional,
+		}}}, nil
+	case v.Secret != nil:
+		return []corev1.VolumeProjection{{Secret: &corev1.SecretProjection{
+			LocalObjectReference: corev1.LocalObjectReference{Name: v.Secret.SecretName}, Items: v.Secret.Items, Optional: v.Secret.Optional,
+		}}}, nil
+	case v.DownwardAPI != nil:
+		return []corev1.VolumeProjection{{DownwardAPI: &corev1.DownwardAPIProjection{Items: v.DownwardAPI.Items}}}, nil
 	default:
-		return fmt.Errorf("not a kind of volume that a wasm node makes")
+		return nil, fmt.Errorf("not a kind of volume that a wasm node makes")
 	}
 }
 
-func (r *reader) projection(p corev1.VolumeProjection) error {
+func (r *reader) read(p corev1.VolumeProjection) error {
 	switch {
 	case p.ConfigMap != nil:
 		return r.configMap(p.ConfigMap.Name, p.ConfigMap.Items, p.ConfigMap.Optional)
