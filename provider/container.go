@@ -34,7 +34,9 @@ type container struct {
 	pod  *pod
 	pods podspec.Spec
 	spec podspec.Container
-	log  *zap.SugaredLogger
+	// present is spec with the image that it has now; see follow.
+	present podspec.Container
+	log     *zap.SugaredLogger
 	// serves is whether the router sends it its revision's requests.
 	serves bool
 	// started is closed when the container has started once.
@@ -99,50 +101,74 @@ var errUnhealthy = errors.New("the liveness probe failed")
 // live runs the container again and again, as its policy has it, until it has
 // ended for good or ctx ends. It returns whether it has succeeded.
 func (c *container) live(ctx context.Context) bool {
-	ended := c.state().State == podlife.Ended // with an earlier process of the node
+	ran := c.state().State == podlife.Ended // with an earlier process of the node
 	for ctx.Err() == nil {
-		if !ended {
-			c.once(ctx)
+		present, leave := c.follow(ctx)
+		if !ran {
+			c.once(ctx, present)
 		}
-		ended = false
-		state := c.state()
-		if state.State != podlife.Ended {
-			return false // ctx has ended
-		}
-		if !state.Again(c.pods.Restart) {
-			return state.Run.Exit.Code == 0
-		}
-		if !c.pause(ctx, state) {
-			return false
+		ran = false
+		over := c.rest(present)
+		leave()
+		if over {
+			return c.state().Run.Exit.Code == 0
 		}
 	}
 	return false
 }
 
-// pause waits out the back-off of a container that has ended. It returns false
-// if ctx ended.
-func (c *container) pause(ctx context.Context, state podlife.Container) bool {
+// rest waits until the container may run again. It returns whether it has ended
+// for good instead.
+func (c *container) rest(ctx context.Context) (over bool) {
+	if state := c.state(); state.State == podlife.Ended {
+		if !state.Again(c.pods.Restart) {
+			return true
+		}
+		c.pause(ctx, state)
+	}
+	if isPatched(ctx) { // another image is another container: it has never failed
+		c.set(func(s podlife.Container) podlife.Container {
+			s.BackOff = podlife.BackOff{}
+			return s
+		})
+	}
+	return false
+}
+
+// pause waits out the back-off of a container that has ended, at most until ctx
+// ends.
+func (c *container) pause(ctx context.Context, state podlife.Container) {
 	delay, backOff := state.BackOff.Next(state.Run.Finished)
 	state.BackOff = backOff
 	if delay == 0 {
 		c.set(func(podlife.Container) podlife.Container { return state })
-		return ctx.Err() == nil
+		return
 	}
 	message := fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", delay, c.spec.Name, c.pod)
 	c.set(func(podlife.Container) podlife.Container { return state.Wait(podlife.ReasonCrashLoop, message) })
 	c.event(corev1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.spec.Name, c.pod))
-	return pause.For(ctx, time.Until(state.Run.Finished.Add(delay)))
+	pause.For(ctx, time.Until(state.Run.Finished.Add(delay)))
 }
 
-// once runs the container once, unless ctx ends before.
-func (c *container) once(ctx context.Context) {
-	f := c.adopt(ctx)
+// once runs the container once, with its present image, unless that context ends
+// before.
+func (c *container) once(ctx, present context.Context) {
+	f := c.adopt(present)
 	if f == nil {
-		if f = c.start(ctx); f == nil {
+		if f = c.start(present); f == nil {
 			return
 		}
 	}
-	c.run(ctx, f)
+	if c.initializes() {
+		present = ctx // what it has begun it may end, as with a kubelet
+	}
+	c.run(ctx, present, f)
+}
+
+// initializes is whether it is an init container that the others wait for.
+func (c *container) initializes() bool {
+	state := c.state()
+	return state.Init && !state.Sidecar
 }
 
 // adopt takes over the function that was started ahead of the pod, if it was.
@@ -255,7 +281,7 @@ func (c *container) attempt(ctx context.Context) (*function, error) {
 		return nil, errors.Join(err, c.discard(ctx, f))
 	}
 	c.event(corev1.EventTypeNormal, "Created", "Created container: "+c.spec.Name)
-	if c.serves {
+	if c.serves && c.present.Image == c.spec.Image { // another is not the revision's
 		c.pod.provider.early.admit(api, image)
 	}
 	return f, nil
@@ -300,20 +326,20 @@ func (c *container) setFront(f *function) error {
 
 func (c *container) pull(ctx context.Context, api *corev1.Pod, resolved podspec.Resolved) (oci.Image, error) {
 	began := time.Now()
-	request := imageRequest(c.spec, resolved, c.pullSecrets(ctx, api))
+	request := imageRequest(c.present, resolved, c.pullSecrets(ctx, api))
 	if request.Policy == oci.PullAlways {
-		c.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.spec.Image))
+		c.event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.present.Image))
 	}
 	image, err := c.pod.provider.cfg.Runtime.Pull(ctx, request)
 	if err != nil {
 		return oci.Image{}, err
 	}
 	if image.Cached && request.Policy != oci.PullAlways {
-		c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine", c.spec.Image))
+		c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine", c.present.Image))
 		return image, nil
 	}
 	took := time.Since(began).Round(time.Millisecond)
-	c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.spec.Image, took, took, image.Size))
+	c.event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.present.Image, took, took, image.Size))
 	return image, nil
 }
 
@@ -347,14 +373,14 @@ func (c *container) backOff(ctx context.Context, err error, delay time.Duration)
 		if errors.Is(err, runtime.ErrImageNeverPull) {
 			reason, later = podlife.ReasonErrImageNeverPull, podlife.ReasonErrImageNeverPull
 		}
-		c.event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.spec.Image, message))
+		c.event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.present.Image, message))
 	case errors.As(err, &configError{}):
 		reason, later = podlife.ReasonConfigError, podlife.ReasonConfigError
 	}
 	c.event(corev1.EventTypeWarning, "Failed", "Error: "+reason+": "+message)
 	c.set(func(s podlife.Container) podlife.Container { return s.Wait(reason, message) })
 	if later != reason {
-		c.event(corev1.EventTypeNormal, "BackOff", fmt.Sprintf("Back-off pulling image %q: trying again in %s", c.spec.Image, delay))
+		c.event(corev1.EventTypeNormal, "BackOff", fmt.Sprintf("Back-off pulling image %q: trying again in %s", c.present.Image, delay))
 		c.set(func(s podlife.Container) podlife.Container { return s.Wait(later, message) })
 	}
 	return pause.For(ctx, delay)
@@ -383,9 +409,9 @@ func (c *container) cannotStart(ctx context.Context, err error) {
 	}
 }
 
-// run runs a sandbox to its end and closes it. When ctx ends first, it ends the
-// sandbox.
-func (c *container) run(ctx context.Context, f *function) {
+// run runs a sandbox to its end and closes it. When the context of its image ends
+// first, it ends the sandbox.
+func (c *container) run(ctx, present context.Context, f *function) {
 	now := time.Now()
 	unasked := f.requests || c.unasked()
 	if unasked {
@@ -406,14 +432,16 @@ func (c *container) run(ctx context.Context, f *function) {
 	go func() { ended <- f.Run(running) }()
 	c.hold(f)
 	watcher := c.watch(f, kill)
-	var err error
+	var err, cause error
 	select {
 	case err = <-ended:
 		watcher.stop()
 		c.close(f)
-	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-present.Done():
 		watcher.stop()
-		c.stop(ctx, f, watcher)
+		cause = context.Cause(present)
+		c.stop(cause, f, watcher)
 		err = <-ended
 	}
 	c.hold(nil)
@@ -421,7 +449,7 @@ func (c *container) run(ctx context.Context, f *function) {
 	if f.requestLog != nil {
 		f.requestLog.Close()
 	}
-	c.ended(ctx, f, err)
+	c.ended(cause, f, err)
 }
 
 // hold makes f what runs in the container, nil for nothing.
@@ -444,19 +472,32 @@ func (c *container) close(f *function) {
 	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
 }
 
-// stop ends a running sandbox: its requests may take what is left of the grace
-// period, and a command is ended at once, as a process is by a signal that it
-// doesn't handle.
-func (c *container) stop(ctx context.Context, f *function, w *watcher) {
+// stop ends a running sandbox for the given cause: its requests may take what is
+// left of the grace period, and a command is ended at once, as a process is by a
+// signal that it doesn't handle.
+func (c *container) stop(cause error, f *function, w *watcher) {
 	drained := c.remove(f)
-	if cause := context.Cause(ctx); errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline) || errors.Is(cause, errDone) {
+	killed := c.pod.killed
+	switch {
+	case errors.Is(cause, errPatched):
+		c.event(corev1.EventTypeNormal, "Killing", fmt.Sprintf("Container %s definition changed, will be restarted", c.spec.Name))
+		var cancel context.CancelFunc
+		killed, cancel = context.WithTimeout(killed, c.pods.Grace)
+		defer cancel()
+	case isEnd(cause):
 		c.event(corev1.EventTypeNormal, "Killing", "Stopping container "+c.spec.Name)
-	} else {
+	default:
 		c.pod.killAfter(c.pod.provider.cfg.Node.DrainTimeout.Duration)
 	}
-	w.preStop(c.pod.killed)
-	f.conceal(c.pod.killed)
-	closeSandbox(c.pod.killed, drained, f.Sandbox, c.log)
+	w.preStop(killed)
+	f.conceal(killed)
+	closeSandbox(killed, drained, f.Sandbox, c.log)
+}
+
+// isEnd is whether the cause ends a container for good, and not with the node
+// alone.
+func isEnd(cause error) bool {
+	return errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline) || errors.Is(cause, errDone)
 }
 
 // remove takes the function out of the router. The channel is closed when no
@@ -474,11 +515,11 @@ func (c *container) remove(f *function) <-chan struct{} {
 	return none
 }
 
-// ended records how a run has ended, unless just the node stops: its next start
-// will find that.
-func (c *container) ended(ctx context.Context, f *function, err error) {
-	cause := context.Cause(ctx)
-	if cause != nil && !errors.Is(cause, errDeleted) && !errors.Is(cause, errDeadline) && !errors.Is(cause, errDone) {
+// ended records how a run has ended, for the given cause or by itself, unless just
+// the node stops: its next start will find that.
+func (c *container) ended(cause error, f *function, err error) {
+	patched := errors.Is(cause, errPatched)
+	if cause != nil && !patched && !isEnd(cause) {
 		return
 	}
 	exit := exitOf(err, f.requests)
@@ -486,7 +527,13 @@ func (c *container) ended(ctx context.Context, f *function, err error) {
 		c.event(corev1.EventTypeWarning, podlife.ReasonOOMKilled, exit.Message)
 	}
 	exit = c.explain(f, exit)
-	c.set(func(s podlife.Container) podlife.Container { return s.End(exit, s.Run.ID, time.Now()) })
+	c.set(func(s podlife.Container) podlife.Container {
+		s = s.End(exit, s.Run.ID, time.Now())
+		if patched { // whatever its policy, it runs again
+			s = s.Wait(podlife.ReasonCreating, "")
+		}
+		return s
+	})
 	c.pod.provider.remember(c.pod)
 	c.log.Infow("container ended", "code", exit.Code, "reason", exit.Reason)
 }

@@ -59,6 +59,7 @@ type pod struct {
 	accepted   time.Time
 	containers []podlife.Container // init containers first
 	running    map[string]*function
+	followers  map[string]follower // by container
 	logs       map[string]*podlog.Log
 	volumes    *volume.Set // nil until they are made
 	// fail ends the containers; nil while there are none to end.
@@ -84,6 +85,8 @@ func newPod(p *Provider, api *corev1.Pod, end context.CancelCauseFunc) *pod {
 		api:      api,
 		running:  make(map[string]*function),
 		logs:     make(map[string]*podlog.Log),
+
+		followers: make(map[string]follower),
 	}
 	if start := api.Status.StartTime; start != nil {
 		it.accepted = start.Time // by an earlier process of this node
@@ -317,6 +320,7 @@ func (p *pod) update(api *corev1.Pod) {
 	defer p.mu.Unlock()
 	p.api = api
 	p.limit()
+	p.patch()
 }
 
 // delete ends the life for good; what runs may take grace. Called again, the

@@ -209,7 +209,8 @@ func (p *Provider) find(uid types.UID) (*pod, bool) {
 	return it, ok
 }
 
-// UpdatePod takes labels and annotations over.
+// UpdatePod takes over what can be changed of a pod: labels and annotations, the
+// deadline, and images, with which containers are restarted.
 func (p *Provider) UpdatePod(ctx context.Context, api *corev1.Pod) error {
 	it, ok := p.find(api.UID)
 	if !ok {

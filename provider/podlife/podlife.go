@@ -193,7 +193,7 @@ func Phase(containers []Container, policy corev1.RestartPolicy, over bool) corev
 			return corev1.PodFailed
 		}
 		return corev1.PodPending
-	case n.running > 0:
+	case n.running > 0, n.again > 0 && !over:
 		return corev1.PodRunning
 	case n.failed == 0 && (over || policy != corev1.RestartPolicyAlways):
 		return corev1.PodSucceeded
@@ -210,6 +210,7 @@ type counts struct {
 	initializing             bool
 	initFailed               bool // for good
 	waiting, running, failed int  // main containers
+	again                    int  // of those that have ended, those that wait to run again
 }
 
 func (n *counts) add(c Container, policy corev1.RestartPolicy) {
@@ -229,7 +230,12 @@ func (n *counts) add(c Container, policy corev1.RestartPolicy) {
 		n.running++
 	case c.State == Waiting && (c.Last == nil || exit.Reason == ReasonStartError):
 		n.waiting++ // has never run
-	case exit.Code != 0:
-		n.failed++
+	default:
+		if c.State == Waiting {
+			n.again++
+		}
+		if exit.Code != 0 {
+			n.failed++
+		}
 	}
 }

@@ -146,6 +146,8 @@ func TestPhase(t *testing.T) {
 		{"crash loop", []podlife.Container{crashing}, always, false, corev1.PodRunning},
 		{"crash loop under OnFailure", []podlife.Container{crashing}, onFailure, false, corev1.PodRunning},
 		{"restarts after success", []podlife.Container{ok}, always, false, corev1.PodRunning},
+		{"restarts with another image, under Never", []podlife.Container{failed.Wait(podlife.ReasonCreating, "")}, never, false, corev1.PodRunning},
+		{"deleted before it has restarted", []podlife.Container{failed.Wait(podlife.ReasonCreating, "")}, never, true, corev1.PodFailed},
 		{"cannot start", []podlife.Container{unstartable}, always, false, corev1.PodPending},
 		{"all succeeded", []podlife.Container{ok, ok}, onFailure, false, corev1.PodSucceeded},
 		{"one failed, under Never", []podlife.Container{ok, failed}, never, false, corev1.PodFailed},

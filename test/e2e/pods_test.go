@@ -101,6 +101,7 @@ func TestPods(t *testing.T) {
 		"exec is refused":        testExec,
 		"events are a kubelet's": testEvents,
 		"out of memory":          testOutOfMemory,
+		"another image":          testAnotherImage,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -508,6 +509,22 @@ func testOutOfMemory(t *testing.T, w *worker) {
 		t.Errorf("got %+v, want OOMKilled with 137 and the limit", ended)
 	}
 	w.awaitEvents(t, pod, "OOMKilled")
+}
+
+func testAnotherImage(t *testing.T, w *worker) {
+	w.create(t, &corev1.Pod{ObjectMeta: w.meta("patched"), Spec: w.spec(corev1.RestartPolicyNever, "sleep", "600")})
+	w.await(t, "patched", "run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning })
+	other := strings.Replace(w.image, ":v1", ":v2", 1)
+	w.Wisp(t, "push", w.Guest(t, "test/guests/worker/worker.c"), other)
+	w.Kubectl(t, "set", "image", "pod/patched", "main="+other, "-n", w.namespace)
+	pod := w.await(t, "patched", "run with its other image", func(p *corev1.Pod) bool {
+		c := p.Status.ContainerStatuses[0]
+		return c.RestartCount == 1 && c.State.Running != nil && c.Image == other
+	})
+	if last := pod.Status.ContainerStatuses[0].LastTerminationState.Terminated; pod.Status.Phase != corev1.PodRunning || last == nil || last.ExitCode != 143 {
+		t.Errorf("got %s, last termination %+v, want Running after an exit with 143", pod.Status.Phase, last)
+	}
+	w.awaitEvents(t, pod, "Killing")
 }
 
 // awaitEvents waits for events about a pod's container.
