@@ -86,7 +86,7 @@ func TestHostileGuests(t *testing.T) {
 			s := deploy(t, r, host, name, all[name].module)
 			before := openFiles(t)
 			ctx, cancel := context.WithCancel(t.Context())
-			wait := attackers(ctx, s, all[name].body, 10)
+			wait := attackers(ctx, s, all[name].body, 1000)
 			for range 20 {
 				if w := post(neighbour, `{}`); w.Code != http.StatusOK {
 					t.Fatalf("the neighbour got %d %q", w.Code, w.Body)

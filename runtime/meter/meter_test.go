@@ -221,24 +221,38 @@ func TestBulkOperationsYield(t *testing.T) {
 	}
 }
 
-// TestTablesAreBoundedTogether grows tables until they don't any more.
+// TestTablesAreBoundedTogether grows two tables until they don't any more, and looks at
+// how many entries they have come to.
 func TestTablesAreBoundedTogether(t *testing.T) {
 	grow := func(table byte) []byte { // by 10, until that fails
 		return []byte{0x03, 0x40, 0xd0, 0x70, 0x41, 10, 0xfc, 15, table, 0x41, 0x7f, 0x47, 0x0d, 0, 0x0b}
 	}
 	body := append(grow(0), grow(1)...)
+	body = append(body, 0xfc, 16, 0, 0xfc, 16, 1, 0x6a) // table.size, both; i32.add
 	module := wasmtest.Module(
-		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0),
+		wasmtest.Section(1, 1, 0x60, 0, 1, 0x7f), wasmtest.Section(3, 1, 0),
 		wasmtest.Section(4, 3, 0x70, 0, 5, 0x70, 0, 1, 0x70, 1, 4, 4),
 		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 0)...),
 		wasmtest.Section(10, append(append([]byte{1, byte(len(body) + 2), 0}, body...), 0x0b)...))
-	h := newHost(t, meter.MaxRation, 1000)
-	m, err := h.instantiate(t, module, meter.Options{Table: 1000})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.ExportedFunction("_start").Call(t.Context()); err != nil {
-		t.Fatal(err) // it would loop for ever
+	for _, tt := range []struct {
+		options meter.Options
+		want    uint64
+	}{
+		{meter.Options{Table: 1000}, 5 + 490 + 1 + 490},
+		{meter.Options{TableGrowth: 100}, 5 + 50 + 1 + 50},
+	} {
+		h := newHost(t, meter.MaxRation, 1000)
+		m, err := h.instantiate(t, module, tt.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.ExportedFunction("_start").Call(t.Context())
+		if err != nil {
+			t.Fatal(err) // it would loop for ever
+		}
+		if got[0] != tt.want {
+			t.Errorf("%+v: got %d entries, want %d", tt.options, got[0], tt.want)
+		}
 	}
 	var limit *meter.LimitError
 	if _, err := meter.Rewrite(module, meter.Options{Table: 9}); !errors.As(err, &limit) || limit.Got != 10 || limit.Max != 9 {
