@@ -46,12 +46,10 @@ type Host struct {
 
 const (
 	// garbageRate is what guests may have of Go's memory anew per second and core,
-	// and garbageBurst at once, in bytes: what they take without being asked, up to
-	// usualStart and the first stack, isn't counted.
+	// and garbageBurst at once, in bytes: for stacks beyond the first, and for
+	// tables that are empty. Else it takes them a while to make as much.
 	garbageRate  = 32 << 20
 	garbageBurst = 32 << 20
-	// usualStart is what most instances take when they are made.
-	usualStart = 512 << 10
 )
 
 // NewHost returns a Host.
@@ -160,8 +158,8 @@ func (g *Group) Start(ctx context.Context, needs memory.Needs) (*Instance, error
 	if err != nil {
 		return nil, err
 	}
-	if much := needs.Fixed - usualStart; much > 0 && !g.garbage.Try(much) {
-		if err := g.garbage.Wait(ctx, much); err != nil {
+	if needs.Empty > 0 && !g.garbage.Try(needs.Empty) {
+		if err := g.garbage.Wait(ctx, needs.Empty); err != nil {
 			linear.Release()
 			return nil, err
 		}

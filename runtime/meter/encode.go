@@ -6,7 +6,7 @@ func (m *module) limitOf(i int, what string, got, most uint64) error {
 	return &LimitError{What: fmt.Sprintf("function %d: %s", m.yield()+uint32(i), what), Got: got, Max: most}
 }
 
-// clamp gives the module's tables and memory their maxima.
+// clamp gives the module's tables and memory their maxima, and holds it to them.
 func (m *module) clamp(o Options) error {
 	var entries, growing uint64
 	own := m.tables[m.importedTables:]
@@ -21,6 +21,13 @@ func (m *module) clamp(o Options) error {
 	}
 	if entries > uint64(o.Table) {
 		return &LimitError{What: "entries of all tables", Got: entries, Max: uint64(o.Table)}
+	}
+	var elements uint64
+	for _, e := range m.elements {
+		elements += uint64(e.count)
+	}
+	if elements > uint64(o.Table) {
+		return &LimitError{What: "entries of all element segments", Got: elements, Max: uint64(o.Table)}
 	}
 	room := min(uint64(o.Table)-entries, uint64(o.TableGrowth))
 	for i := range own {
