@@ -86,19 +86,21 @@ const (
 func Start(t testing.TB, o Options) *Platform {
 	t.Helper()
 	state := stack.State{Dir: os.Getenv(stack.StateEnv)}
+	var shared stack.Config
 	if state.Dir != "" {
-		cfg, err := stack.Load(state)
-		if err != nil {
+		var err error
+		if shared, err = stack.Load(state); err != nil {
 			t.Fatalf("find the platform that %s names: %v", stack.StateEnv, err)
 		}
-		if o.satisfiedBy(cfg) {
-			return attach(t, cfg)
+		if o.satisfiedBy(shared) {
+			return attach(t, shared)
 		}
 	}
 	cfg, err := configure(t.Context(), o)
 	if err != nil {
 		t.Fatalf("prepare a platform: %v", err)
 	}
+	cfg.Audit = shared.Audit
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background()) // not t's: it ends before the clean-ups
 	go func() {

@@ -37,6 +37,9 @@ type Config struct {
 	WithoutWisp bool `json:"withoutWisp,omitempty"`
 	// Race builds wisp with the race detector.
 	Race bool `json:"race,omitempty"`
+	// Audit is the folder in which the API server notes what Wisp's roles ask of it,
+	// for package audit; empty if nobody wants to know.
+	Audit string `json:"audit,omitempty"`
 	// Settings change those that the platform gives the roles. They are not kept.
 	Settings Settings `json:"-"`
 	// Programs are the paths of everything that is not of this checkout.

@@ -81,7 +81,7 @@ func (s *Stack) apiserver(c *credentials) supervise.Component {
 			"--service-cluster-ip-range=10.96.0.0/16",
 			"--allow-privileged",
 			"--profiling=false",
-		}, s.cfg.Settings.APIServer...),
+		}, append(s.auditFlags(), s.cfg.Settings.APIServer...)...),
 		Ready: s.cluster.Ready,
 		// It waits for open watches, which nobody needs any more.
 		StopTimeout: time.Second,

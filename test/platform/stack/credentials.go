@@ -10,12 +10,13 @@ import (
 // manifests, nothing else.
 var (
 	knativeAccount    = cluster.Account{Namespace: cluster.KnativeNamespace, Name: "controller"}
-	nodeAccount       = cluster.Account{Namespace: wispNamespace, Name: "wisp-node"}
-	gatewayAccount    = cluster.Account{Namespace: wispNamespace, Name: "wisp-gateway"}
-	autoscalerAccount = cluster.Account{Namespace: wispNamespace, Name: "wisp-autoscaler"}
+	nodeAccount       = cluster.Account{Namespace: WispNamespace, Name: "wisp-node"}
+	gatewayAccount    = cluster.Account{Namespace: WispNamespace, Name: "wisp-gateway"}
+	autoscalerAccount = cluster.Account{Namespace: WispNamespace, Name: "wisp-autoscaler"}
 )
 
-const wispNamespace = "wisp-system"
+// WispNamespace is where the accounts of Wisp's roles are.
+const WispNamespace = "wisp-system"
 
 // credentials are the files by which components know each other.
 type credentials struct {

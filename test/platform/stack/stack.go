@@ -44,7 +44,7 @@ func New(cfg Config, report func(supervise.Event)) (*Stack, error) {
 		return nil, err
 	}
 	var err error
-	s.chart, err = cluster.Chart(cfg.Programs.Helm, filepath.Join(cfg.Root, "charts/wisp"), wispNamespace, chartValues())
+	s.chart, err = cluster.Chart(cfg.Programs.Helm, filepath.Join(cfg.Root, "charts/wisp"), WispNamespace, chartValues())
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +62,9 @@ func New(cfg Config, report func(supervise.Event)) (*Stack, error) {
 	s.approver = &cluster.Approver{Cluster: s.cluster, Nodes: map[string]string{}, Report: trouble}
 	for i, address := range cfg.NodeAddresses {
 		s.approver.Nodes[NodeName(i)] = address
+	}
+	if err := s.writeAuditPolicy(); err != nil {
+		return nil, err
 	}
 	components := s.controlPlane(credentials)
 	components = append(components, s.knative()...)

@@ -18,24 +18,31 @@ import (
 
 func runCommand() *cobra.Command {
 	var flags platformFlags
+	var permissions string
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND",
 		Short: "Run a command beside a platform of its own, which it finds in its environment",
 		Long: `Starts a platform in a temporary folder, on ports that nobody uses, runs the
 command, and stops the platform. The command's environment is that of the file
 "env", with ` + stack.StateEnv + ` for the folder; Go tests find the platform by it.
-If the command fails, the logs are kept.`,
+If the command fails, the logs are kept.
+
+With --permissions, what Wisp's roles may do is held against what they have done
+meanwhile, here and on the platforms that Go tests have started for themselves: a
+permission that was not needed fails the run. That makes sense for all tests
+together, and for no part of them.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runBeside(c.Context(), flags, args, c.OutOrStdout())
+			return runBeside(c.Context(), flags, permissions, args, c.OutOrStdout())
 		},
 	}
 	flags.add(c, "free")
+	c.Flags().StringVar(&permissions, "permissions", "", "hold permissions against their use, and write what needed each to a `file`")
 	c.Flags().SetInterspersed(false)
 	return c
 }
 
-func runBeside(ctx context.Context, flags platformFlags, args []string, out io.Writer) error {
+func runBeside(ctx context.Context, flags platformFlags, permissions string, args []string, out io.Writer) error {
 	dir, err := os.MkdirTemp("", "wisp-run-") // sockets need short paths
 	if err != nil {
 		return fmt.Errorf("make a folder for the platform: %w", err)
@@ -44,12 +51,18 @@ func runBeside(ctx context.Context, flags platformFlags, args []string, out io.W
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
+	if permissions != "" {
+		cfg.Audit = filepath.Join(dir, "audit")
+	}
 	begun := time.Now()
 	err = stack.During(ctx, cfg, func(ctx context.Context) error {
 		fmt.Fprintf(out, "platform ready after %s in %s\n", time.Since(begun).Round(100*time.Millisecond), dir)
 		return runCommandLine(ctx, cfg, args, out)
 	})
 	err = errors.Join(err, cfg.State.CheckRaces(nil))
+	if err == nil && permissions != "" {
+		err = checkPermissions(cfg, permissions, out)
+	}
 	if err == nil || ctx.Err() != nil { // nobody asks why an interrupted command failed
 		return errors.Join(err, os.RemoveAll(dir))
 	}
