@@ -60,6 +60,10 @@ func TestDocs(t *testing.T) {
 				r.run(docs.Command{File: file, Text: command})
 			}
 			for _, c := range run {
+				if strings.HasPrefix(c.Text, "cargo ") {
+					t.Run("cargo", func(t *testing.T) { r.rust(t, c) })
+					continue
+				}
 				r.run(c)
 			}
 		})
@@ -67,17 +71,18 @@ func TestDocs(t *testing.T) {
 }
 
 // sources returns a folder with the programs that docs/functions.md compiles: C, Zig,
-// and Go as a command and as a server.
+// Rust, and Go as a command and as a server.
 func sources(t *testing.T, root string) string {
 	t.Helper()
 	dir := t.TempDir()
 	files := map[string]string{
-		"go.mod":    "module example.com/app\n\ngo 1.26\n",
-		"hello.zig": "const std = @import(\"std\");\n\npub fn main() !void {\n    try std.fs.File.stdout().writeAll(\"hello\\n\");\n}\n",
+		"go.mod":     "module example.com/app\n\ngo 1.26\n",
+		"Cargo.toml": "[package]\nname = \"words\"\nversion = \"0.1.0\"\nedition = \"2021\"\n",
+		"hello.zig":  "const std = @import(\"std\");\n\npub fn main() !void {\n    try std.fs.File.stdout().writeAll(\"hello\\n\");\n}\n",
 	}
 	for to, from := range map[string]string{
 		"sort.c": "samples/sort/sort.c", "main.go": "samples/greet/main.go", "cmd/app/main.go": "samples/notes/main.go",
-		"build/sort.wasm": "build/sort.wasm",
+		"build/sort.wasm": "build/sort.wasm", "src/main.rs": "samples/words/words.rs",
 	} {
 		text, err := os.ReadFile(filepath.Join(root, from))
 		if err != nil {
@@ -175,6 +180,18 @@ func (r *reader) run(c docs.Command) {
 			r.t.Errorf("%s: got %q, the document says %q", c, out, want)
 		}
 	}
+}
+
+// rust types a command of Rust's, with the target's name in the release at hand.
+func (r *reader) rust(t *testing.T, c docs.Command) {
+	target := rustTarget()
+	if target == "" {
+		withoutRust(t)
+	}
+	c.Text = strings.ReplaceAll(c.Text, "wasm32-wasip1", target)
+	own := *r
+	own.t = t
+	own.run(c)
 }
 
 // withoutComment cuts what a shell would pass over.
