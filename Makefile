@@ -11,6 +11,9 @@ E2E := ./test/platform ./test/e2e/...
 # This needs network namespaces as well, which not every user may make.
 CONFORMANCE := ./test/conformance ./test/conformance/images
 
+# And this takes root.
+IMAGE := ./test/image
+
 # Tools, pinned. They are built from source by `go run`.
 GOFUMPT       := mvdan.cc/gofumpt@v0.9.1
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
@@ -53,9 +56,14 @@ build/greet.wasm:
 build/notes.wasm: build
 	build/wisp build -buildvcs=false -trimpath -ldflags='-s -w' -o $@ ./samples/notes
 
+# WASI has another name in a rustc before 1.78, such as Debian 12's.
+RUST_WASI = $(firstword $(foreach target,wasm32-wasip1 wasm32-wasi,$(shell \
+	test -d "$$(rustc --print target-libdir --target $(target) 2>/dev/null)" && echo $(target))))
+
 build/words.wasm:
-	@if [ -d "$$(rustc --print target-libdir --target wasm32-wasip1 2>/dev/null)" ]; then \
-		echo "rustc samples/words/words.rs"; rustc --edition 2021 --target wasm32-wasip1 -O -C strip=symbols -o $@ samples/words/words.rs; \
+	@mkdir -p $(@D)
+	@if [ -n "$(RUST_WASI)" ]; then \
+		echo "rustc samples/words/words.rs"; rustc --edition 2021 --target $(RUST_WASI) -O -C strip=symbols -o $@ samples/words/words.rs; \
 	else echo "samples/words is not built: it takes rustc with the target wasm32-wasip1"; rm -f $@; fi
 
 build/jq.wasm:
@@ -91,7 +99,7 @@ vet:
 
 .PHONY: unit
 unit: tools ## Run the unit tests, with the race detector
-	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
+	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE) $(IMAGE)))
 
 .PHONY: e2e
 e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
@@ -102,9 +110,13 @@ e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
 conformance: ## Run Knative's conformance suites, in network namespaces (as root, or where users may make them)
 	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 30m $(CONFORMANCE)
 
+.PHONY: image
+image: ## Build the image by the Dockerfile and try it (as root; takes buildah)
+	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 20m $(IMAGE)
+
 .PHONY: bench
 bench: tools build/sort.wasm build/hello.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
-	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE)))
+	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE) $(IMAGE)))
 	$(MAKE) bench-scaling
 
 # How often functions go to zero and back, and how many idle services there are.

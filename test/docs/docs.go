@@ -83,7 +83,7 @@ func isCommand(line string) bool {
 	return slices.Contains(programs, program)
 }
 
-const sampled = "TestSamples does the same; compiling Go's modules twice takes minutes with the race detector on"
+const sampled = "TestSamples does the same, without the race detector: compiling Go's modules with it takes minutes"
 
 // Elsewhere are the commands that TestDocs, in test/e2e, doesn't run, by document and
 // beginning, and why. All others are run by it, on a platform.
@@ -96,15 +96,14 @@ var Elsewhere = map[string]map[string]string{
 		"kubectl logs":             "TestMainJob follows the log until the line is there",
 		"curl -sS -H":              "is answered with an error, as it should be; TestMainJob makes that call",
 	},
-	"CONTRIBUTING.md": {"make ": "CI runs each of them but bench, which takes an hour on a quiet machine"},
+	"CONTRIBUTING.md": {"make ": "CI runs test, conformance and image; check and golden write into the checkout, and bench takes an hour on a quiet machine"},
 	"docs/functions.md": {
-		"tinygo build": "TinyGo is in no registry that the platform gets its tools from",
-		"cargo build":  "takes rustc with the target wasm32-wasip1, which is had by rustup alone; `make samples` uses it where it is",
+		"tinygo build": "TinyGo is neither a module of Go's proxy nor a package of Debian, PyPI or npm, from which the tests get their tools",
 		"wisp run":     "serves until Ctrl-C; TestRun… in cmd/wisp do that to it",
 	},
 	"docs/gateway.md": {"kn service update": "takes a gateway with a shared host; TestSharedHost has one"},
 	"docs/install.md": {
-		"docker build":   "takes Docker",
+		"docker build":   "TestImage, in test/image, which takes root",
 		"helm install":   "TestHelm does it, on a platform of its own and with the platform's values",
 		"helm upgrade":   "TestHelm",
 		"helm uninstall": "TestHelm",
@@ -134,9 +133,9 @@ var Elsewhere = map[string]map[string]string{
 	},
 	"samples/words/README.md": {
 		"make samples":  "TestDocs has done it before",
-		"wisp push":     "takes rustc with the target wasm32-wasip1, which is had by rustup alone; TestSamples runs it where it is",
-		"kubectl apply": "the same",
-		"curl":          "the same",
+		"wisp push":     sampled,
+		"kubectl apply": sampled,
+		"curl":          sampled,
 	},
 }
 
