@@ -232,6 +232,11 @@ func (a *Activator) Run(ctx context.Context) error {
 		return fmt.Errorf("listen for requests on %s: %w", a.cfg.Addr, err)
 	}
 	srv := a.NewServer(a)
+	unwatch, err := a.cfg.Metrics.watch(a.depths)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	defer unwatch()
 
 	// Not ended by ctx: a request that is drained may wait for its start.
 	starts, stopStarts := context.WithCancel(context.WithoutCancel(ctx))
@@ -289,6 +294,17 @@ func (a *Activator) NewServer(h http.Handler) *http.Server {
 		HTTP2:             &http.HTTP2Config{MaxReceiveBufferPerStream: streamBuffer},
 		// What peers do wrong, they could do without end.
 		ErrorLog: stdlog.New(&zapio.Writer{Log: a.cfg.Log.Desugar(), Level: zap.DebugLevel}, "", 0),
+	}
+}
+
+// depths tells how many requests each revision with a bound on them has.
+func (a *Activator) depths(observe func(types.NamespacedName, int)) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for key, e := range a.revisions {
+		if r, ok := a.cfg.Revisions.Get(key); ok && r.Concurrency > 0 {
+			observe(key, e.slots.depth())
+		}
 	}
 }
 

@@ -16,20 +16,58 @@ var waitBounds = []float64{0.00001, 0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1
 
 // Metrics holds the instruments of the request path. It is safe for concurrent
 // use.
-type Metrics struct{ queue metric.Float64Histogram }
+type Metrics struct {
+	meter metric.Meter
+	queue metric.Float64Histogram
+	depth metric.Int64ObservableGauge
+}
 
 // NewMetrics makes the instruments of provider.
 func NewMetrics(provider metric.MeterProvider) (*Metrics, error) {
-	queue, err := provider.Meter("github.com/wisp-serving/wisp/activator").Float64Histogram(
+	m := &Metrics{meter: provider.Meter("github.com/wisp-serving/wisp/activator")}
+	var err error
+	m.queue, err = m.meter.Float64Histogram(
 		"wisp.queue.duration",
 		metric.WithDescription("Time that a request waited for a slot of its revision, by whether it got one"),
 		metric.WithUnit("s"),
 		metric.WithExplicitBucketBoundaries(waitBounds...),
 	)
+	if err == nil {
+		// Its name, and what it counts, are queue-proxy's (serving pkg/queue/request_metric.go).
+		m.depth, err = m.meter.Int64ObservableGauge(
+			"kn.serving.queue.depth",
+			metric.WithDescription("Requests that have a slot of their revision or wait for one"),
+			metric.WithUnit("{request}"),
+		)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make the queue metrics: %w", err)
 	}
-	return &Metrics{queue: queue}, nil
+	return m, nil
+}
+
+// watch has depths asked whenever somebody reads the metrics, until stop is called.
+func (m *Metrics) watch(depths func(observe func(types.NamespacedName, int))) (stop func(), err error) {
+	if m == nil {
+		return func() {}, nil
+	}
+	registration, err := m.meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		depths(func(revision types.NamespacedName, n int) {
+			o.ObserveInt64(m.depth, int64(n), metric.WithAttributes(whose(revision)...))
+		})
+		return nil
+	}, m.depth)
+	if err != nil {
+		return nil, fmt.Errorf("watch the queues: %w", err)
+	}
+	return func() { _ = registration.Unregister() }, nil
+}
+
+func whose(revision types.NamespacedName) []attribute.KeyValue {
+	return []attribute.KeyValue{
+		attribute.String("k8s.namespace.name", revision.Namespace),
+		attribute.String("kn.revision.name", revision.Name),
+	}
 }
 
 // waits records one revision's.
@@ -43,11 +81,7 @@ func (m *Metrics) of(revision types.NamespacedName) *waits {
 		return nil
 	}
 	options := func(outcome string) []metric.RecordOption {
-		return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("k8s.namespace.name", revision.Namespace),
-			attribute.String("kn.revision.name", revision.Name),
-			attribute.String("outcome", outcome),
-		))}
+		return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(append(whose(revision), attribute.String("outcome", outcome))...))}
 	}
 	return &waits{queue: m.queue, served: options("served"), refused: options("refused")}
 }

@@ -274,6 +274,17 @@ func (s *slots) occupancy() occupancy {
 	return o
 }
 
+// depth returns how many requests have a slot on this node or wait for one.
+func (s *slots) depth() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.waiting()
+	for _, t := range s.targets {
+		n += t.inFlight + t.own.Len()
+	}
+	return n
+}
+
 // The methods below are called with mu held.
 
 func (s *slots) waiting() int { return s.here.Len() + s.anywhere.Len() }
