@@ -35,6 +35,7 @@ const (
 // forwarder sends requests on to other nodes, each over the protocol by which it
 // came: a gRPC call needs HTTP/2, an upgrade HTTP/1.1.
 type forwarder struct {
+	log        *zap.SugaredLogger
 	proxy      httputil.ReverseProxy
 	http1, h2c *http.Transport
 }
@@ -49,7 +50,7 @@ type hop struct {
 type hopKey struct{}
 
 func newForwarder(log *zap.SugaredLogger) *forwarder {
-	f := &forwarder{http1: nodeTransport(), h2c: nodeTransport()}
+	f := &forwarder{log: log, http1: nodeTransport(), h2c: nodeTransport()}
 	f.http1.MaxIdleConnsPerHost = connectionsPerNode
 	f.h2c.Protocols = new(http.Protocols)
 	f.h2c.Protocols.SetUnencryptedHTTP2(true)
@@ -124,7 +125,8 @@ func (f *forwarder) forward(w http.ResponseWriter, r *http.Request, revision typ
 		http.Error(w, "request timeout", http.StatusGatewayTimeout)
 	case r.Context().Err() != nil: // the client has gone: nobody reads an answer
 	default:
-		http.Error(w, "the node that ran revision "+revision.String()+" did not answer: "+h.err.Error(), http.StatusBadGateway)
+		f.log.Infow("a node gave no answer", "key", revision.String(), "address", address, "request", span.RequestID(r), "error", h.err)
+		http.Error(w, "the node that ran revision "+revision.String()+" did not answer", http.StatusBadGateway)
 	}
 	return true
 }

@@ -47,13 +47,14 @@ func DefaultLimits(output int) Limits {
 }
 
 // NewHandler returns the handler that answers requests by way of abi with what
-// run does; a command has no answer but 404. An unknown ABI is api.ErrUnusable.
-func NewHandler(abi string, run Runner, limits Limits) (http.Handler, error) {
+// run does, and reports what fails; a command has no answer but 404. An unknown ABI is
+// api.ErrUnusable.
+func NewHandler(abi string, run Runner, limits Limits, report Report) (http.Handler, error) {
 	switch abi {
 	case ABICGI:
-		return newCGI(run), nil
+		return newCGI(run, report), nil
 	case ABIArgv:
-		return newArgv(run, limits), nil
+		return newArgv(run, limits, report), nil
 	case ABICommand:
 		return http.NotFoundHandler(), nil
 	default:

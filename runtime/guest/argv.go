@@ -15,11 +15,12 @@ import (
 type argv struct {
 	run       Runner
 	limits    Limits
+	report    Report
 	exchanges sync.Pool // of *exchange
 }
 
-func newArgv(run Runner, limits Limits) *argv {
-	a := &argv{run: run, limits: limits}
+func newArgv(run Runner, limits Limits, report Report) *argv {
+	a := &argv{run: run, limits: limits, report: report}
 	a.exchanges.New = func() any { return &exchange{output: output{limit: limits.Output}} }
 	return a
 }
@@ -45,6 +46,7 @@ func (a *argv) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e := a.exchanges.Get().(*exchange)
 	defer a.reuse(e)
 	err := a.call(r, e)
+	a.report.failed(r, err)
 	reply := render(err, e.output.text, acceptsJSON(r.Header["Accept"]))
 	h := w.Header()
 	if reply.status == http.StatusMethodNotAllowed {

@@ -166,7 +166,7 @@ func TestAcceptsJSON(t *testing.T) {
 // serve sends one request to the argv ABI over a guest that is run.
 func serve(t *testing.T, run Runner, change func(*http.Request)) *http.Response {
 	t.Helper()
-	h, err := NewHandler(ABIArgv, run, Limits{Body: 100, Args: 4, ArgBytes: 100, Output: 10})
+	h, err := NewHandler(ABIArgv, run, Limits{Body: 100, Args: 4, ArgBytes: 100, Output: 10}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func (errReader) Read([]byte) (int, error) { return 0, errors.New("connection re
 
 // The buffers of one request are the next one's: nothing of the first is left.
 func TestArgvBuffersAreClean(t *testing.T) {
-	h := newArgv(echo, DefaultLimits(1<<20))
+	h := newArgv(echo, DefaultLimits(1<<20), nil)
 	for i := range 100 {
 		long := strings.Repeat(fmt.Sprint(i%10), 100-i)
 		w := httptest.NewRecorder()
@@ -275,7 +275,7 @@ func TestArgvBuffersAreClean(t *testing.T) {
 
 func TestUnknownABI(t *testing.T) {
 	for _, abi := range []string{"", "ARGV"} {
-		if _, err := NewHandler(abi, echo, DefaultLimits(1)); !errors.Is(err, api.ErrUnusable) {
+		if _, err := NewHandler(abi, echo, DefaultLimits(1), nil); !errors.Is(err, api.ErrUnusable) {
 			t.Errorf("%q: got %v, want ErrUnusable", abi, err)
 		}
 	}

@@ -16,11 +16,12 @@ import (
 // answer on standard output. Output that isn't CGI is the answer's body as it is.
 type cgi struct {
 	run      Runner
+	report   Report
 	environs sync.Pool // of *environ
 }
 
-func newCGI(run Runner) *cgi {
-	c := &cgi{run: run}
+func newCGI(run Runner, report Report) *cgi {
+	c := &cgi{run: run, report: report}
 	c.environs.New = func() any { return new(environ) }
 	return c
 }
@@ -42,6 +43,8 @@ func (c *cgi) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Stdout:    out,
 		Interrupt: out.interrupt,
 	})
+	err = out.end(err)
+	c.report.failed(r, err)
 	out.finish(err)
 	out.drain(r, &body)
 }
@@ -138,6 +141,10 @@ func (o *cgiOutput) begin() error {
 		o.length = -1
 	}
 	o.begun.Store(true)
+	if o.interrupted.Load() { // or interrupt sees that it has begun
+		o.begun.Store(false)
+		return errInterrupted
+	}
 	o.w.WriteHeader(status)
 	rest := o.header.rest()
 	o.header = headerBlock{}
@@ -182,6 +189,9 @@ func (o *cgiOutput) flush() {
 	}
 }
 
+// errInterrupted ends a guest whose context has ended before its answer began.
+var errInterrupted = errors.New("the call was interrupted")
+
 // interrupt ends reads and writes that wait for the client, since the guest's
 // context has ended. An answer that hasn't begun can still be an error.
 func (o *cgiOutput) interrupt() {
@@ -193,8 +203,9 @@ func (o *cgiOutput) interrupt() {
 	}
 }
 
-// finish ends the answer, given how the guest ended.
-func (o *cgiOutput) finish(err error) {
+// end begins the answer if it hasn't begun, given how the guest ended, and returns
+// what is wrong with it.
+func (o *cgiOutput) end(err error) error {
 	if o.http1 && o.interrupted.Load() {
 		o.w.Header().Set("Connection", "close") // no other request may meet it
 		if err == nil && o.begun.Load() {
@@ -206,6 +217,14 @@ func (o *cgiOutput) finish(err error) {
 			err = o.begin()
 		}
 	}
+	if err == nil && o.length > o.written {
+		err = bad("it has %d bytes, and its Content-Length is %d", o.written, o.length)
+	}
+	return err
+}
+
+// finish ends the answer, in which err is wrong.
+func (o *cgiOutput) finish(err error) {
 	o.mu.Lock()
 	o.finished = true
 	if o.timer != nil {
@@ -215,7 +234,7 @@ func (o *cgiOutput) finish(err error) {
 	switch {
 	case err != nil && !o.begun.Load():
 		fail(o.w, err)
-	case err != nil, o.length > o.written:
+	case err != nil:
 		// What was sent looks like a whole answer; only a connection that breaks
 		// says that it isn't.
 		panic(http.ErrAbortHandler)

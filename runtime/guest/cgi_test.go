@@ -37,7 +37,7 @@ func then(run Runner, err error) Runner {
 // broke off.
 func askCGI(t *testing.T, run Runner, method string) (answer *http.Response, body string, broken bool) {
 	t.Helper()
-	front := httptest.NewServer(newCGI(run))
+	front := httptest.NewServer(newCGI(run, nil))
 	defer front.Close()
 	r, err := http.NewRequestWithContext(t.Context(), method, front.URL+"/a/b?c=d", strings.NewReader("question"))
 	if err != nil {
@@ -151,7 +151,7 @@ func TestCGIFlushes(t *testing.T) {
 		<-seen
 		_, _ = io.WriteString(call.Stdout, "second")
 		return nil
-	}))
+	}, nil))
 	defer front.Close()
 	got, err := front.Client().Get(front.URL)
 	if err != nil {
@@ -175,7 +175,7 @@ func TestCGIFullDuplex(t *testing.T) {
 		_, _ = io.WriteString(call.Stdout, "Content-Type: a/b\n\n")
 		_, err := io.Copy(call.Stdout, call.Stdin)
 		return err
-	}))
+	}, nil))
 	defer front.Close()
 	got, err := front.Client().Post(front.URL, "a/b", strings.NewReader(body))
 	if err != nil {
@@ -209,7 +209,7 @@ func TestCGIInterrupts(t *testing.T) {
 			err := run(ctx, call)
 			ended <- err
 			return err
-		}))
+		}, nil))
 		in, out := io.Pipe()
 		r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, front.URL, in)
 		answered := make(chan *http.Response)

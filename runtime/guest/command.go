@@ -356,6 +356,8 @@ func (p *process) reason(err error) error {
 	ctx := p.instance.Context()
 	var exit *sys.ExitError
 	switch {
+	case errors.Is(p.wasi.Failed(), errInterrupted) && ctx.Err() != nil:
+		return context.Cause(ctx)
 	case p.wasi.Failed() != nil:
 		return p.wasi.Failed()
 	case err == nil:

@@ -13,17 +13,21 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/wisp-serving/wisp/runtime/wasi"
+	"github.com/wisp-serving/wisp/span"
 )
 
 // ServerConfig says how requests reach a guest that listens.
 type ServerConfig struct {
 	// Dial connects to the guest's port, waiting until it listens.
-	Dial func(context.Context) (net.Conn, error)
+	Dial func(context.Context) (*wasi.Conn, error)
 	// H2C says that the guest speaks HTTP/2 without TLS. Otherwise it is asked by
 	// HTTP/1.1, but for gRPC.
 	H2C bool
-	// Log is the node's own log.
-	Log *zap.SugaredLogger
+	// Report takes what requests have failed by, and Log, the node's own, too.
+	Report Report
+	Log    *zap.SugaredLogger
 }
 
 const (
@@ -31,7 +35,7 @@ const (
 	// one. All of them fit into its backlog.
 	maxGuestConns = 1000
 	// keptConns bounds those that wait for a next request, and keepConns for how
-	// long: each has two goroutines here and one in the guest.
+	// long: each has a goroutine in a guest.
 	keptConns = 256
 	keepConns = 30 * time.Second
 	// maxGuestHeaders bounds a guest's response headers in bytes.
@@ -42,26 +46,22 @@ const (
 // connections that are kept: HTTP/1.1, HTTP/2, gRPC, upgrades, streams both ways.
 type Server struct {
 	proxy *httputil.ReverseProxy
-	http1 *http.Transport
+	http1 *client
 	http2 *http.Transport
 }
 
 // NewServer returns a Server. Its owner calls CloseIdle at the end.
 func NewServer(cfg ServerConfig) *Server {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return cfg.Dial(ctx) }
 	s := &Server{
-		http1: &http.Transport{
-			DialContext:            dial,
-			DisableCompression:     true,
-			MaxConnsPerHost:        maxGuestConns,
-			MaxIdleConnsPerHost:    keptConns,
-			IdleConnTimeout:        keepConns,
-			MaxResponseHeaderBytes: maxGuestHeaders,
-			WriteBufferSize:        2 << 10,
-			ReadBufferSize:         4 << 10,
-		},
+		http1: newClient(cfg.Dial),
 		http2: &http.Transport{
-			DialContext:            dial,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				conn, err := cfg.Dial(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return conn, nil
+			},
 			DisableCompression:     true,
 			IdleConnTimeout:        keepConns,
 			MaxResponseHeaderBytes: maxGuestHeaders,
@@ -75,7 +75,7 @@ func NewServer(cfg ServerConfig) *Server {
 		FlushInterval:  -1, // at once
 		BufferPool:     &copyBuffers,
 		ModifyResponse: checkResponse,
-		ErrorHandler:   func(w http.ResponseWriter, r *http.Request, err error) { serverError(cfg.Log, w, r, err) },
+		ErrorHandler:   func(w http.ResponseWriter, r *http.Request, err error) { serverError(cfg, w, r, err) },
 		ErrorLog:       zap.NewStdLog(cfg.Log.Desugar()),
 	}
 	return s
@@ -91,7 +91,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // CloseIdle closes the connections that no request uses.
 func (s *Server) CloseIdle() {
-	s.http1.CloseIdleConnections()
+	s.http1.closeIdle(time.Now())
 	s.http2.CloseIdleConnections()
 }
 
@@ -114,8 +114,9 @@ func rewrite(r *httputil.ProxyRequest) {
 
 // choice is the transport of each request.
 type choice struct {
-	http1, http2 *http.Transport
-	h2c          bool
+	http1 *client
+	http2 *http.Transport
+	h2c   bool
 }
 
 func (c *choice) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -144,10 +145,11 @@ func checkResponse(r *http.Response) error {
 }
 
 // serverError answers a request that the guest hasn't.
-func serverError(log *zap.SugaredLogger, w http.ResponseWriter, r *http.Request, err error) {
+func serverError(cfg ServerConfig, w http.ResponseWriter, r *http.Request, err error) {
 	if cause := context.Cause(r.Context()); cause != nil {
 		err = cause
 	}
+	cfg.Report.failed(r, err)
 	var status int
 	var text string
 	switch {
@@ -155,7 +157,7 @@ func serverError(log *zap.SugaredLogger, w http.ResponseWriter, r *http.Request,
 		status, text = verdict(err)
 	default:
 		status, text = http.StatusBadGateway, "bad gateway"
-		log.Infow("guest gave no answer", "method", r.Method, "path", r.URL.Path, "error", err)
+		cfg.Log.Infow("guest gave no answer", "request", span.RequestID(r), "method", r.Method, "path", r.URL.Path, "error", err)
 	}
 	h := w.Header()
 	h.Set("Content-Type", plainText)

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,7 +62,7 @@ func (p *ports) at(number int) (l *wasi.Listener, changed <-chan struct{}) {
 var errNoListener = errors.New("no guest listens there")
 
 // dial connects to a port at once, or fails.
-func (p *ports) dial(ctx context.Context, number int) (net.Conn, error) {
+func (p *ports) dial(ctx context.Context, number int) (*wasi.Conn, error) {
 	l, _ := p.at(number)
 	if l == nil {
 		return nil, errNoListener
@@ -72,7 +71,7 @@ func (p *ports) dial(ctx context.Context, number int) (net.Conn, error) {
 }
 
 // dialPatiently connects to the first port as soon as an instance listens there.
-func (p *ports) dialPatiently(ctx context.Context) (net.Conn, error) {
+func (p *ports) dialPatiently(ctx context.Context) (*wasi.Conn, error) {
 	for {
 		l, changed := p.at(p.numbers[0])
 		var listening, closed <-chan struct{}

@@ -195,7 +195,7 @@ func New(ctx context.Context, deps Deps, spec Spec) (_ *Sandbox, err error) {
 // chooseHandler makes what the ABI needs.
 func (s *Sandbox) chooseHandler() (err error) {
 	if s.spec.ABI != guest.ABIServer {
-		s.handler, err = guest.NewHandler(s.spec.ABI, s.run, s.deps.Limits)
+		s.handler, err = guest.NewHandler(s.spec.ABI, s.run, s.deps.Limits, s.report)
 		return err
 	}
 	numbers := s.spec.Ports
@@ -207,9 +207,20 @@ func (s *Sandbox) chooseHandler() (err error) {
 		numbers = []int{port}
 	}
 	s.ports = newPorts(numbers, s.closing)
-	s.server = guest.NewServer(guest.ServerConfig{Dial: s.ports.dialPatiently, H2C: s.spec.H2C, Log: s.deps.Log.With("container", s.spec.ID)})
+	s.server = guest.NewServer(guest.ServerConfig{
+		Dial: s.ports.dialPatiently, H2C: s.spec.H2C, Report: s.report, Log: s.deps.Log.With("container", s.spec.ID),
+	})
 	s.handler = http.HandlerFunc(s.forward)
 	return nil
+}
+
+// report writes a line about a request that has failed to the container's log, which
+// may be gone after Close.
+func (s *Sandbox) report(line []byte) {
+	if s.begin() {
+		defer s.end()
+		s.lines.offer(stderr, line)
+	}
 }
 
 // portOf returns the port that a container's environment names.

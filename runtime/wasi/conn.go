@@ -83,14 +83,15 @@ func (p *pipe) kill() {
 func (p *pipe) full() bool { return p.len() == maxBuffered }
 
 // conn is a connection between the host and a guest: a pipe in each direction.
-// The guest's side never waits here; see Process. The host's side is hostConn.
+// The guest's side never waits here; see Process. The host's side is Conn.
 type conn struct {
 	port int
 	wake chan<- struct{} // the process's
 
 	mu      sync.Mutex
-	in, out pipe // to the guest, and from it
-	closed  bool // the host's side
+	in, out pipe  // to the guest, and from it
+	closed  bool  // the host's side
+	taken   int64 // bytes that the guest has read
 
 	// readable and writable hold a token when the host's side may go on.
 	readable, writable          chan struct{}
@@ -108,8 +109,9 @@ func (c *conn) tryReceive(b []byte, read func(*pipe, []byte) int) (int, errno) {
 	defer c.mu.Unlock()
 	switch {
 	case c.in.len() > 0:
-		wasFull := c.in.full()
+		wasFull, before := c.in.full(), c.in.len()
 		n := read(&c.in, b)
+		c.taken += int64(before - c.in.len())
 		if wasFull && !c.in.full() {
 			signal(c.writable)
 		}
@@ -210,13 +212,13 @@ func (p *Process) retry(nonblock bool, try func() (int, errno)) (int, errno) {
 	}
 }
 
-// hostConn is a connection as its host has it.
-type hostConn conn
+// Conn is a connection to a guest, as its host has it.
+type Conn conn
 
-var _ net.Conn = (*hostConn)(nil)
+var _ net.Conn = (*Conn)(nil)
 
 // Read reads what the guest has sent.
-func (h *hostConn) Read(b []byte) (int, error) {
+func (h *Conn) Read(b []byte) (int, error) {
 	h.reading.Lock()
 	defer h.reading.Unlock()
 	for {
@@ -228,7 +230,7 @@ func (h *hostConn) Read(b []byte) (int, error) {
 	}
 }
 
-func (h *hostConn) tryRead(b []byte) (n int, wait bool, err error) {
+func (h *Conn) tryRead(b []byte) (n int, wait bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -250,7 +252,7 @@ func (h *hostConn) tryRead(b []byte) (n int, wait bool, err error) {
 }
 
 // Write waits until the guest's side has taken all of b.
-func (h *hostConn) Write(b []byte) (int, error) {
+func (h *Conn) Write(b []byte) (int, error) {
 	h.writing.Lock()
 	defer h.writing.Unlock()
 	written := 0
@@ -263,7 +265,7 @@ func (h *hostConn) Write(b []byte) (int, error) {
 	}
 }
 
-func (h *hostConn) tryWrite(b []byte) (int, error) {
+func (h *Conn) tryWrite(b []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -282,7 +284,7 @@ func (h *hostConn) tryWrite(b []byte) (int, error) {
 }
 
 // CloseWrite tells the guest that nothing more comes.
-func (h *hostConn) CloseWrite() error {
+func (h *Conn) CloseWrite() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.in.ended = true
@@ -293,7 +295,7 @@ func (h *hostConn) CloseWrite() error {
 
 // Close closes the host's side: the guest reads what was sent, then the end, and
 // writes in vain.
-func (h *hostConn) Close() error {
+func (h *Conn) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -310,23 +312,37 @@ func (h *hostConn) Close() error {
 	return nil
 }
 
-func (h *hostConn) error(op string, err error) error {
+// Quiet is whether the guest has neither hung up nor said anything that wasn't read.
+func (h *Conn) Quiet() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.closed && h.out.len() == 0 && !h.out.ended && !h.in.dead
+}
+
+// Taken returns how many bytes the guest has read so far.
+func (h *Conn) Taken() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.taken
+}
+
+func (h *Conn) error(op string, err error) error {
 	return &net.OpError{Op: op, Net: "wisp", Addr: addr{h.port}, Err: err}
 }
 
 // LocalAddr returns the host's address, which is none.
-func (h *hostConn) LocalAddr() net.Addr { return addr{0} }
+func (h *Conn) LocalAddr() net.Addr { return addr{0} }
 
 // RemoteAddr returns the guest's port.
-func (h *hostConn) RemoteAddr() net.Addr { return addr{h.port} }
+func (h *Conn) RemoteAddr() net.Addr { return addr{h.port} }
 
 // SetDeadline sets both deadlines.
-func (h *hostConn) SetDeadline(t time.Time) error {
+func (h *Conn) SetDeadline(t time.Time) error {
 	return errors.Join(h.SetReadDeadline(t), h.SetWriteDeadline(t))
 }
 
 // SetReadDeadline ends reads at t, also one that waits; zero means never.
-func (h *hostConn) SetReadDeadline(t time.Time) error {
+func (h *Conn) SetReadDeadline(t time.Time) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.readDeadline.set(t, h.readable)
@@ -335,7 +351,7 @@ func (h *hostConn) SetReadDeadline(t time.Time) error {
 }
 
 // SetWriteDeadline ends writes at t, also one that waits; zero means never.
-func (h *hostConn) SetWriteDeadline(t time.Time) error {
+func (h *Conn) SetWriteDeadline(t time.Time) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.writeDeadline.set(t, h.writable)

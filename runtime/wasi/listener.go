@@ -54,7 +54,7 @@ var errRefused error = syscall.ECONNREFUSED
 
 // Dial connects to the guest. It fails at once where no guest listens, or when
 // its backlog is full.
-func (l *Listener) Dial(context.Context) (net.Conn, error) {
+func (l *Listener) Dial(context.Context) (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.used || l.ended || len(l.waiting) >= backlog {
@@ -63,7 +63,7 @@ func (l *Listener) Dial(context.Context) (net.Conn, error) {
 	c := newConn(l.port, l.wake)
 	l.waiting = append(l.waiting, c)
 	signal(l.wake)
-	return (*hostConn)(c), nil
+	return (*Conn)(c), nil
 }
 
 // serve ties l to a process.

@@ -313,7 +313,7 @@ func TestPollIsWoken(t *testing.T) {
 // Deadlines of the host's side, as net/http uses them.
 func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := (*hostConn)(newConn(1, make(chan struct{}, 1)))
+		c := (*Conn)(newConn(1, make(chan struct{}, 1)))
 		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
 			t.Fatal(err)
 		}
