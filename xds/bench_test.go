@@ -8,6 +8,8 @@ import (
 	"time"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/wisp-serving/wisp/test/envoytest"
 )
 
 // BenchmarkEndpointChange measures from a pod that is there to Envoy's
@@ -28,7 +30,7 @@ func benchmarkEndpointChange(b *testing.B, services int) {
 		bed.addIngress(name, rule("External", name+".example.com", path(to(name))), rule("Local", name+".default", path(to(name))))
 	}
 	bed.startGateway()
-	startEnvoy(b, bed.cfg)
+	envoytest.Start(b, bed.cfg)
 	bed.waitReady(fmt.Sprintf("svc-%d", services-1))
 	bed.waitEndpoints()
 
@@ -81,7 +83,7 @@ func benchmarkReady(b *testing.B, services int) {
 		bed.addIngress(name, rule("External", name+".example.com", path(to(name))))
 	}
 	bed.startGateway()
-	startEnvoy(b, bed.cfg)
+	envoytest.Start(b, bed.cfg)
 	bed.waitReady(fmt.Sprintf("svc-%d", services-1))
 
 	var took []time.Duration

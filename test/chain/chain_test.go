@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -51,8 +52,10 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	images = strings.TrimPrefix(server.URL, "http://")
+	cores := goruntime.GOMAXPROCS(0)
+	goruntime.GOMAXPROCS(runtime.Threads(cores)) // as a node does
 	node, err = runtime.New(runtime.Config{
-		DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar(), Cores: 4,
+		DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar(), Cores: cores,
 	})
 	if err != nil {
 		log.Print(err)
@@ -91,21 +94,36 @@ type options struct {
 	traces   trace.TracerProvider
 	stderr   io.Writer
 	native   http.Handler // in the place of a guest
+	beside   *function    // runs on the same node; nil for a node of its own
 }
 
-// function is a revision that runs, and the node's address.
+// function is a revision that runs, and its node.
 type function struct {
 	*sandbox.Sandbox
-	addr, abi string
+	*served
+	abi string
+	key types.NamespacedName
 }
 
-var revision = types.NamespacedName{Namespace: "default", Name: "fn-00001"}
+// served is a node's request path.
+type served struct {
+	*activator.Activator
+	addr      string
+	revisions revisions
+}
 
-// only is a set of one revision.
-type only activator.Revision
+// revision is that of the first function of a node, and second that of another.
+var revision, second = types.NamespacedName{Namespace: "default", Name: "fn-00001"}, types.NamespacedName{Namespace: "default", Name: "beside-00001"}
 
-func (o only) Get(key types.NamespacedName) (activator.Revision, bool) {
-	return activator.Revision(o), key == o.NamespacedName
+// revisions are those of a node, under a lock.
+type revisions struct{ *sync.Map }
+
+func (r revisions) Get(key types.NamespacedName) (activator.Revision, bool) {
+	known, ok := r.Load(key)
+	if !ok {
+		return activator.Revision{}, false
+	}
+	return known.(activator.Revision), true
 }
 
 // deploy runs a guest as a node does, until the test ends.
@@ -116,7 +134,13 @@ func deploy(t testing.TB, o options) *function {
 		s = startSandbox(t, o)
 		o.native = s
 	}
-	o.settings.Namespace, o.settings.Revision = revision.Namespace, revision.Name
+	f := &function{Sandbox: s, abi: o.abi, key: revision}
+	if o.beside != nil {
+		f.key, f.served = second, o.beside.served
+	} else {
+		f.served = serveNode(t, o.traces)
+	}
+	o.settings.Namespace, o.settings.Revision = f.key.Namespace, f.key.Name
 	front, err := queueproxy.New(queueproxy.Config{Settings: o.settings, Function: o.native, Pod: "fn"})
 	if err != nil {
 		t.Fatal(err)
@@ -124,26 +148,34 @@ func deploy(t testing.TB, o options) *function {
 	if o.timeout == 0 {
 		o.timeout = time.Minute
 	}
-	addr := freeAddr(t)
-	a, err := activator.New(activator.Config{
-		Addr:         addr,
+	f.revisions.Store(f.key, activator.Revision{NamespacedName: f.key, Concurrency: o.settings.Concurrency, Timeout: o.timeout})
+	f.Add(f.key, "pod", o.settings.Concurrency, front)
+	return f
+}
+
+// serveNode runs a node's request path until the test ends.
+func serveNode(t testing.TB, traces trace.TracerProvider) *served {
+	t.Helper()
+	node := &served{addr: freeAddr(t), revisions: revisions{new(sync.Map)}}
+	var err error
+	node.Activator, err = activator.New(activator.Config{
+		Addr:         node.addr,
 		NodeName:     "node",
-		Revisions:    only{NamespacedName: revision, Concurrency: o.settings.Concurrency, Timeout: o.timeout},
+		Revisions:    node.revisions,
 		StartEarly:   func(context.Context, activator.Revision) error { return errors.New("it runs") },
 		Report:       func([]metrics.StatMessage) {},
 		QueueTimeout: time.Minute,
 		DrainTimeout: 10 * time.Second,
-		Traces:       o.traces,
+		Traces:       traces,
 		Log:          zap.NewNop().Sugar(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Add(revision, "pod", o.settings.Concurrency, front)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := a.Run(ctx); err != nil {
+		if err := node.Run(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -151,8 +183,8 @@ func deploy(t testing.TB, o options) *function {
 		cancel()
 		running.Wait()
 	})
-	<-a.Ready()
-	return &function{s, addr, o.abi}
+	<-node.Ready()
+	return node
 }
 
 // startSandbox starts a guest; a server runs until the test ends, and starts again
@@ -249,8 +281,8 @@ func (f *function) request(t testing.TB, method, path string, body io.Reader, he
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Header.Set(knativeactivator.RevisionHeaderNamespace, revision.Namespace)
-	r.Header.Set(knativeactivator.RevisionHeaderName, revision.Name)
+	r.Header.Set(knativeactivator.RevisionHeaderNamespace, f.key.Namespace)
+	r.Header.Set(knativeactivator.RevisionHeaderName, f.key.Name)
 	for pair := range slices.Chunk(header, 2) {
 		r.Header.Set(pair[0], pair[1])
 	}

@@ -10,6 +10,7 @@
 //	/hang       begins to answer, and ends when the client has gone
 //	/gone       how many clients have gone
 //	/span/N     how many of these requests it serves at the moment, after N ms
+//	/conns      how many connections there have been, and are
 //	/listen/N   listens on another port and echoes what it gets there
 package main
 
@@ -29,7 +30,7 @@ import (
 	"time"
 )
 
-var gone, spans atomic.Int64
+var gone, spans, conns, open atomic.Int64
 
 func main() {
 	mux := http.NewServeMux()
@@ -64,16 +65,27 @@ func main() {
 		time.Sleep(time.Duration(milliseconds) * time.Millisecond)
 		fmt.Fprintln(w, max(now, spans.Load()))
 	})
+	mux.HandleFunc("/conns", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, conns.Load(), open.Load()) })
 	mux.HandleFunc("/listen/", listen)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt) // as servers do; none ever comes
-	server := &http.Server{Addr: ":" + os.Getenv("PORT"), Handler: mux, Protocols: protocols}
+	server := &http.Server{Addr: ":" + os.Getenv("PORT"), Handler: mux, Protocols: protocols, ConnState: count}
 	if err := server.ListenAndServe(); !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
+	}
+}
+
+func count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		conns.Add(1)
+		open.Add(1)
+	case http.StateHijacked, http.StateClosed:
+		open.Add(-1)
 	}
 }
 

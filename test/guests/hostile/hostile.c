@@ -14,6 +14,7 @@
 //   /silent     exits without a word
 //   /trap       traps in the middle of its answer
 //   /exit/N     exits in the middle of its answer
+//   /busy/N     counts to N millions, then answers
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,6 +70,9 @@ int main(void) {
 	} else if (is(path, "/early")) {
 		begin("early\n");
 		printf("%lld\n", read_body(number));
+	} else if (is(path, "/busy")) {
+		for (volatile long long i = 0; i < number * 1000000; i++);
+		begin("busy\n");
 	} else if (is(path, "/deaf")) {
 		begin("deaf\n");
 	} else if (is(path, "/wait")) {
