@@ -108,7 +108,7 @@ func (p *Provider) podController() (*node.PodController, informers.SharedInforme
 	mine := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0,
 		nodeutil.PodInformerFilter(p.cfg.Node.Name), informers.WithTransform(withoutManagedFields))
 	p.lister = mine.Core().V1().Pods().Lister()
-	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: p.gated, DeleteFunc: p.missed}); err != nil {
+	if _, err := mine.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: p.overruled, DeleteFunc: p.missed}); err != nil {
 		return nil, nil, fmt.Errorf("prepare the watch of pods: %w", err)
 	}
 	unused := informers.NewSharedInformerFactory(p.cfg.Client, 0).Core().V1()

@@ -336,13 +336,14 @@ func (p *Provider) LearnPod(pod *corev1.Pod) {
 // called here. It doesn't block.
 func (p *Provider) PrepareImage(ref string) { p.ahead.add(ref) }
 
-// gated tells the status of a pod anew when a condition that gates its readiness
-// has changed: others set those, and virtual-kubelet hands on no change of the
-// status alone.
-func (p *Provider) gated(before, after any) {
+// overruled tells the status of a pod anew when others have changed what decides
+// its readiness: the conditions that gate it, or that it is ready, which is taken
+// from the pods of a node that was silent for a while. virtual-kubelet hands on no
+// change of the status alone.
+func (p *Provider) overruled(before, after any) {
 	old, isOld := before.(*corev1.Pod)
 	api, isNew := after.(*corev1.Pod)
-	if !isOld || !isNew || !podstatus.GatesDiffer(old, api) {
+	if !isOld || !isNew || !podstatus.Overruled(old, api) {
 		return
 	}
 	if it, ok := p.find(api.UID); ok {

@@ -524,6 +524,25 @@ func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
 	}
 }
 
+// TestReadinessThatWasTakenAwayComesBack is what the cluster's controllers do to the
+// pods of a node that they haven't heard of for a while, and what the node does
+// when it is back.
+func TestReadinessThatWasTakenAwayComesBack(t *testing.T) {
+	s := newStand(t)
+	s.create(t, s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand)))
+	s.awaitReady(t, "sort")
+	pod := s.get(t, "sort")
+	for i, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			pod.Status.Conditions[i].Status = corev1.ConditionFalse
+		}
+	}
+	if _, err := s.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitReady(t, "sort")
+}
+
 // TestRecreatedPodDoesNotWaitForTheOldOne is a StatefulSet's way: the same name
 // comes again, with another UID, while requests of the old pod still run.
 func TestRecreatedPodDoesNotWaitForTheOldOne(t *testing.T) {

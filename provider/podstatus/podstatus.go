@@ -294,20 +294,25 @@ func (c conditions) unready(s State) (reason, message string) {
 	return reasonNotReady, fmt.Sprintf("containers with unready status: %s", unready)
 }
 
-// GatesDiffer is whether a condition that gates the pod's readiness has another
-// status in after than in before.
-func GatesDiffer(before, after *corev1.Pod) bool {
-	status := func(pod *corev1.Pod, kind corev1.PodConditionType) corev1.ConditionStatus {
-		for _, c := range pod.Status.Conditions {
-			if c.Type == kind {
-				return c.Status
-			}
-		}
-		return ""
+// Overruled is whether a condition that gates the pod's readiness has another
+// status in after than in before, or the pod is no longer ready.
+func Overruled(before, after *corev1.Pod) bool {
+	if conditionOf(before, corev1.PodReady) == corev1.ConditionTrue && conditionOf(after, corev1.PodReady) != corev1.ConditionTrue {
+		return true
 	}
 	return slices.ContainsFunc(after.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
-		return status(before, g.ConditionType) != status(after, g.ConditionType)
+		return conditionOf(before, g.ConditionType) != conditionOf(after, g.ConditionType)
 	})
+}
+
+// conditionOf returns a condition's status, empty without it.
+func conditionOf(pod *corev1.Pod, kind corev1.PodConditionType) corev1.ConditionStatus {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == kind {
+			return c.Status
+		}
+	}
+	return ""
 }
 
 // gated says which readiness gates are closed.

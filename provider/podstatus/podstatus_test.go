@@ -154,7 +154,7 @@ func TestReadinessGates(t *testing.T) {
 			if test.gate != "" {
 				it.Status.Conditions = append(it.Status.Conditions, corev1.PodCondition{Type: "example.com/lb", Status: test.gate})
 			}
-			if got := podstatus.GatesDiffer(gated, it); got != (test.gate != "") {
+			if got := podstatus.Overruled(gated, it); got != (test.gate != "") {
 				t.Errorf("got %v for whether the gate has changed", got)
 			}
 			status := podstatus.Of(it, in(corev1.PodRunning, running()))
