@@ -97,6 +97,7 @@ func TestPods(t *testing.T) {
 		"followed logs":          testFollowedLogs,
 		"volumes":                testVolumes,
 		"deletion":               testDeletion,
+		"draining namesake":      testDrainingNamesake,
 		"eviction":               testEviction,
 		"exec is refused":        testExec,
 		"events are a kubelet's": testEvents,
@@ -472,6 +473,26 @@ func testDeletion(t *testing.T, w *worker) {
 		if got := w.logs(t, name); got != "second\n" {
 			t.Errorf("%s: got log %q, want that of the second pod alone", name, got)
 		}
+	}
+}
+
+// testDrainingNamesake deletes a pod that drains, and creates another under its name
+// while the node still ends the first.
+func testDrainingNamesake(t *testing.T, w *worker) {
+	spec := w.spec(corev1.RestartPolicyAlways, "sleep", "600")
+	spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 20}}}
+	w.create(t, &corev1.Pod{ObjectMeta: w.meta("namesake"), Spec: spec})
+	first := w.await(t, "namesake", "run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning })
+	w.Kubectl(t, "delete", "pod", "namesake", "--wait=false", "-n", w.namespace)
+	draining := w.await(t, "namesake", "drain", func(p *corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if draining.Status.Phase != corev1.PodRunning {
+		t.Errorf("got %s of a pod whose hook runs, want Running", draining.Status.Phase)
+	}
+	w.Kubectl(t, "delete", "pod", "namesake", "--grace-period=0", "--force", "-n", w.namespace)
+	w.create(t, &corev1.Pod{ObjectMeta: w.meta("namesake"), Spec: w.spec(corev1.RestartPolicyNever, "print", "second")})
+	second := w.await(t, "namesake", "succeed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+	if got := w.logs(t, "namesake"); second.UID == first.UID || got != "second\n" {
+		t.Errorf("got log %q, want that of the second pod", got)
 	}
 }
 

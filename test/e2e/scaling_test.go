@@ -196,13 +196,7 @@ func TestToZeroUnderATrickle(t *testing.T) {
 // TestOutageOfTheAPIServer stops it dead: connections to it hang. WISP_OUTAGE
 // says for how long.
 func TestOutageOfTheAPIServer(t *testing.T) {
-	outage := 25 * time.Second // longer than a lease of what runs ahead of its pod
-	if text := os.Getenv("WISP_OUTAGE"); text != "" {
-		var err error
-		if outage, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	away := outage(t, 25*time.Second) // longer than a lease of what runs ahead of its pod
 	p := platform.Start(t, platform.Options{})
 	namespace, c := p.Namespace(t), newCaller(t, p)
 	cold := createService(t, p, namespace, "cold", p.SortModule)
@@ -215,14 +209,28 @@ func TestOutageOfTheAPIServer(t *testing.T) {
 			c.startTraffic(warm, 2, numbers, every(20*time.Millisecond)),
 			c.startTraffic(cold, 1, numbers, every(time.Second)),
 		}
-		time.Sleep(outage)
+		time.Sleep(away)
 		for i, what := range []string{"warm", "cold"} {
-			expectAll(t, fmt.Sprintf("%s calls during %v without an API server", what, outage), calls[i].stop())
+			expectAll(t, fmt.Sprintf("%s calls during %v without an API server", what, away), calls[i].stop())
 		}
 	})
 	platform.WaitFor(t, p, warm, "be ready afterwards", func(s *servingv1.Service) bool { return s.IsReady() })
 	expectAll(t, "calls after the outage", append(c.burst(warm, 10, numbers), c.burst(cold, 10, numbers)...))
 	awaitZero(t, p, cold)
+}
+
+// outage returns how long one is to be: WISP_OUTAGE, or what is said here.
+func outage(t *testing.T, otherwise time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv("WISP_OUTAGE")
+	if text == "" {
+		return otherwise
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("WISP_OUTAGE: %v", err)
+	}
+	return d
 }
 
 // pause stops a component's process, without ending it, while f runs.
