@@ -25,6 +25,7 @@ import (
 	"net"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/zapr"
 	"go.opentelemetry.io/otel/metric/noop"
@@ -107,16 +108,16 @@ func assemble(ctx context.Context, mgr manager.Manager, cfg config.Autoscaler, r
 	if err != nil {
 		return fmt.Errorf("make the election's client: %w", err)
 	}
-	lead, err := newLeader(cfg, leases, func(ctx context.Context) { r.lookAtAll(ctx, due) }, log)
-	if err != nil {
-		return err
-	}
-	r.leads = lead.leads.Load
 	r.deciders = decider.New(decider.Config{
 		ReadyNodes: func(key types.NamespacedName) ([]string, error) { return r.readyNodes(ctx, key) },
 		Meter:      noop.NewMeterProvider(),
 		Log:        log,
 	})
+	lead, err := newLeader(cfg, leases, r.deciders.TakeOver, func(ctx context.Context) { r.lookAtAll(ctx, due) }, log)
+	if err != nil {
+		return err
+	}
+	r.leads = func() bool { return lead.leading(time.Now()) }
 	if err := watch(mgr, r, due); err != nil {
 		return fmt.Errorf("watch the cluster: %w", err)
 	}

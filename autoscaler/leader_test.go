@@ -26,7 +26,13 @@ func run(t *testing.T, client *fake.Clientset, address string) *candidate {
 	cfg.LeaseDuration = metav1.Duration{Duration: time.Second}
 	c := &candidate{began: make(chan struct{}, 10)}
 	var err error
-	c.leader, err = newLeader(cfg, client.CoordinationV1(), func(context.Context) { c.began <- struct{}{} }, zap.NewNop().Sugar())
+	took := false // both are called from one goroutine
+	c.leader, err = newLeader(cfg, client.CoordinationV1(), func() { took = !c.leads.Load() }, func(context.Context) {
+		if !took {
+			t.Error("it carries out before it has taken over")
+		}
+		c.began <- struct{}{}
+	}, zap.NewNop().Sugar())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,15 +58,29 @@ func TestOneLeadsAndAnotherFollowsIt(t *testing.T) {
 		t.Error("both lead")
 	case <-time.After(2 * time.Second): // what must not come has no signal; the Lease is renewed meanwhile
 	}
-	if !first.leads.Load() || second.leads.Load() {
-		t.Errorf("first leads: %v, second leads: %v, want the first alone", first.leads.Load(), second.leads.Load())
+	if !first.leading(time.Now()) || second.leading(time.Now()) {
+		t.Errorf("first leads: %v, second leads: %v, want the first alone", first.leading(time.Now()), second.leading(time.Now()))
 	}
 	first.stop()
 	<-second.began
-	if first.leads.Load() {
+	if first.leading(time.Now()) {
 		t.Error("the first still leads")
 	}
 	second.stop()
+}
+
+// TestOneThatWasFrozen has one lead that can't know yet that its Lease is over: what it
+// renewed last is too old by the time that it goes on.
+func TestOneThatWasFrozen(t *testing.T) {
+	first := run(t, fake.NewClientset(), "127.0.0.1:1")
+	defer first.stop()
+	<-first.began
+	if now := time.Now().Add(time.Second); first.leading(now) {
+		t.Error("it leads although its Lease, of a second, is over")
+	}
+	if !first.leads.Load() || !first.elector.IsLeader() {
+		t.Error("it has heard of it by another way")
+	}
 }
 
 // TestOneThatWasKilledLeadsOn starts a process anew whose Lease hasn't run out.

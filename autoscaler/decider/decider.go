@@ -121,6 +121,15 @@ func (s *Set) poke(key types.NamespacedName) {
 	}
 }
 
+// TakeOver has every revision keep the pods that are ready now for a stable window
+// from now on: whoever decided until now may have been in panic where this Set, whose
+// ticks fall elsewhere, was not.
+func (s *Set) TakeOver() {
+	for _, r := range s.all() {
+		r.takeOver(time.Now())
+	}
+}
+
 // Run decides until ctx ends. It calls changed, from its own goroutine, for
 // each revision whose View has another Desired than before.
 func (s *Set) Run(ctx context.Context, changed func(types.NamespacedName)) error {

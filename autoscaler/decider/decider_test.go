@@ -129,6 +129,24 @@ func TestZerosDecideAfterAFullWindow(t *testing.T) {
 	})
 }
 
+func TestWhoTakesOverKeepsWhatThereIs(t *testing.T) {
+	run(t, newPA(), []string{"a", "a", "a", "a", "b"}, func(b *bench) {
+		b.report(2*time.Minute, 50, "a", "b") // 100 / 70
+		b.want(2, "after the scaler's own panic")
+		b.set.TakeOver()
+		b.want(5, "at once")
+		b.report(58*time.Second, 50, "a", "b")
+		b.want(5, "for a window")
+		b.report(4*time.Second, 50, "a", "b")
+		b.want(2, "after the window")
+	})
+	run(t, newPA(), []string{"a"}, func(b *bench) {
+		b.report(64*time.Second, 0, "a")
+		b.set.TakeOver()
+		b.want(0, "what nobody calls")
+	})
+}
+
 func TestSilenceKeepsWhatWasDecided(t *testing.T) {
 	run(t, newPA(), []string{"a", "b"}, func(b *bench) {
 		b.report(2*time.Minute, 100, "a", "b") // 200 / 70 each

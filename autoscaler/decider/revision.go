@@ -64,6 +64,9 @@ type revision struct {
 	nodes []string
 	// replicas is what the target has, desired what the load asks for.
 	replicas, desired int32
+	// least is how many pods it keeps until leastUntil.
+	least      int32
+	leastUntil time.Time
 	// poked is set from a poke until the decision that it asked for.
 	poked bool
 }
@@ -171,6 +174,21 @@ func (r *revision) decide(now time.Time) (changed bool) {
 	return r.desired != before
 }
 
+// takeOver keeps the pods that are ready now for a window, as Knative's scaler does
+// when it is made; a new one would forget what its scale-down delay has seen.
+func (r *revision) takeOver(now time.Time) {
+	nodes, err := r.cfg.ReadyNodes(r.key)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil {
+		r.nodes = nodes
+	}
+	if len(r.nodes) > 1 {
+		r.least, r.leastUntil = int32(len(r.nodes)), now.Add(r.plan.span.Stable)
+	}
+	r.desired = r.next(now)
+}
+
 // next asks Knative's scaler. What it says counts, except that nothing is
 // taken away on silence: then the decision stays what it was.
 // See RATIONALE.md "Why is silence not zero?".
@@ -182,11 +200,15 @@ func (r *revision) next(now time.Time) int32 {
 	if !result.ScaleValid {
 		return r.desired
 	}
-	fewer := result.DesiredPodCount < r.replicas || r.replicas == lifecycle.Unknown
+	desired := result.DesiredPodCount
+	if now.Before(r.leastUntil) {
+		desired = max(desired, r.least)
+	}
+	fewer := desired < r.replicas || r.replicas == lifecycle.Unknown
 	if fewer && !r.window.Covers(now, r.nodes) {
 		return r.desired
 	}
-	return result.DesiredPodCount
+	return desired
 }
 
 // readings is what Knative's scaler may ask of a revision. It asks only from
