@@ -101,9 +101,11 @@ vet:
 unit: tools ## Run the unit tests, with the race detector
 	$(GO) test -race $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE) $(IMAGE)))
 
+# All of them together have to need each permission in the chart: build/permissions.txt
+# says what for.
 .PHONY: e2e
 e2e: $(PLATFORM) ## Run the tests that need a platform, on one of their own
-	$(PLATFORM) run --race -- $(GO) test -race -count=1 -p 1 -timeout 45m $(E2E)
+	$(PLATFORM) run --race --permissions build/permissions.txt -- $(GO) test -race -count=1 -p 1 -timeout 45m $(E2E)
 
 # Not part of `make test`: it takes root, or a kernel that gives users namespaces.
 .PHONY: conformance

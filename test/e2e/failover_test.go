@@ -29,28 +29,27 @@ import (
 	"github.com/wisp-serving/wisp/test/platform/stack"
 )
 
-// secondAutoscaler is one that a test runs beside the platform's.
-type secondAutoscaler struct {
-	settings config.Autoscaler
-	process  *os.Process
-	log      bytes.Buffer
-	ended    chan struct{}
+// secondRole is a role's process that a test runs beside the platform's.
+type secondRole struct {
+	process *os.Process
+	log     bytes.Buffer
+	ended   chan struct{}
 }
 
-// startSecond runs an autoscaler with the settings of the platform's, at another
-// address, and returns it ready.
-func startSecond(t *testing.T, p *platform.Platform, settings config.Autoscaler) *secondAutoscaler {
+// startSecond runs a role with settings, those of the platform's at another address,
+// and returns it ready.
+func startSecond(t *testing.T, p *platform.Platform, role string, settings any, health string) *secondRole {
 	t.Helper()
 	text, err := yaml.Marshal(settings)
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "autoscaler.yaml")
+	path := filepath.Join(t.TempDir(), role+".yaml")
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &secondAutoscaler{settings: settings, ended: make(chan struct{})}
-	cmd := p.Command(context.Background(), "wisp", "autoscaler", "--config", path)
+	s := &secondRole{ended: make(chan struct{})}
+	cmd := p.Command(context.Background(), "wisp", role, "--config", path)
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -63,11 +62,11 @@ func startSecond(t *testing.T, p *platform.Platform, settings config.Autoscaler)
 	t.Cleanup(func() {
 		s.kill(t)
 		if t.Failed() || strings.Contains(s.log.String(), "DATA RACE") {
-			t.Errorf("the second autoscaler's log:\n%s", s.log.String())
+			t.Errorf("the second %s's log:\n%s", role, s.log.String())
 		}
 	})
-	eventually(t, "the second autoscaler to be ready", func() bool {
-		resp, err := http.Get("http://" + settings.HealthAddress + "/readyz")
+	eventually(t, "the second "+role+" to be ready", func() bool {
+		resp, err := http.Get("http://" + health + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -78,7 +77,7 @@ func startSecond(t *testing.T, p *platform.Platform, settings config.Autoscaler)
 }
 
 // kill ends it with SIGKILL. It may be called again.
-func (s *secondAutoscaler) kill(t *testing.T) {
+func (s *secondRole) kill(t *testing.T) {
 	t.Helper()
 	_ = s.process.Kill() // it may have ended
 	<-s.ended
@@ -111,7 +110,7 @@ func TestTwoAutoscalers(t *testing.T) {
 		Node: func(c *config.Node) { c.Autoscalers = append(c.Autoscalers, "ws://"+host+":9102") },
 	}})
 	awaitLead(t, p, first.StatAddress)
-	s := startSecond(t, p, second)
+	s := startSecond(t, p, "autoscaler", second, second.HealthAddress)
 	namespace, c := p.Namespace(t), newCaller(t, p)
 	idle := createService(t, p, namespace, "idle", p.SortModule, "--scale-min", "1")
 	service := createService(t, p, namespace, "span", p.Guest(t, "test/guests/span/span.c"),

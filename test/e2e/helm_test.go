@@ -14,14 +14,16 @@ import (
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform"
 	"github.com/wisp-serving/wisp/test/platform/cluster"
+	"github.com/wisp-serving/wisp/test/platform/stack"
 )
 
 // TestHelm installs the chart with Helm, upgrades and uninstalls it. The release
 // takes over the accounts, permissions and classes with which this platform's
 // roles run, which go on meanwhile; the workloads' own pods have no node to run on
-// here and stay pending.
+// here and stay pending. The API server is one that streams no lists: the roles list
+// before they watch.
 func TestHelm(t *testing.T) {
-	p := platform.Start(t, platform.Options{Own: true})
+	p := platform.Start(t, platform.Options{Settings: stack.Settings{APIServer: []string{"--feature-gates=WatchList=false"}}})
 	service := createSort(t, p)
 	const namespace = "wisp-system" // where the platform's own accounts are
 	values := []string{"wisp", "../../charts/wisp", "--namespace", namespace, "--set", "knative.namespace=" + cluster.KnativeNamespace}

@@ -14,9 +14,9 @@ import (
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
-// TestObjectsAhead calls functions at zero that take a Secret: where the node may
-// read it they start ahead of their pod, with what is in it now; elsewhere they
-// wait.
+// TestObjectsAhead calls functions at zero that take a Secret and a ConfigMap: where
+// the node may read them they start ahead of their pod, with what is in them now;
+// elsewhere they wait.
 func TestObjectsAhead(t *testing.T) {
 	p := platform.Start(t, platform.Options{})
 	puppet, err := guests.Program(t.Context(), "puppet")
@@ -30,7 +30,12 @@ func TestObjectsAhead(t *testing.T) {
 		if err := p.Client.Create(t.Context(), secret); err != nil {
 			t.Fatal(err)
 		}
-		service := createService(t, p, secret.Namespace, "puppet", puppet, "--env-from", "secret:keys", "--mount", "/keys=secret:keys")
+		words := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: secret.Namespace, Name: "words"}, Data: map[string]string{"WORD": "said"}}
+		if err := p.Client.Create(t.Context(), words); err != nil {
+			t.Fatal(err)
+		}
+		service := createService(t, p, secret.Namespace, "puppet", puppet,
+			"--env-from", "secret:keys", "--mount", "/keys=secret:keys", "--env-from", "config-map:words")
 		awaitZero(t, p, service)
 		return service, secret
 	}
@@ -44,7 +49,7 @@ func TestObjectsAhead(t *testing.T) {
 		}
 		return strings.TrimSpace(a.body), startsAhead(t, p) - before
 	}
-	const env, file = `{"args":["env","TOKEN"]}`, `{"args":["cat","/keys/TOKEN"]}`
+	const env, file, word = `{"args":["env","TOKEN"]}`, `{"args":["cat","/keys/TOKEN"]}`, `{"args":["env","WORD"]}`
 
 	t.Run("waits where it was not allowed", func(t *testing.T) {
 		service, _ := create(t)
@@ -79,5 +84,6 @@ func TestObjectsAhead(t *testing.T) {
 		}
 		awaitReadyPod(t, p, service)
 		expect(t, p, service, file, http.StatusOK, "two")
+		expect(t, p, service, word, http.StatusOK, "said")
 	})
 }
