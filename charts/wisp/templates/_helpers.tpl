@@ -132,6 +132,10 @@ affinity: {{- toYaml . | nindent 2 }}
   readinessProbe:
     tcpSocket: {port: http}
     periodSeconds: 2
+  {{- with .Values.gateway.envoy.preStop }}
+  lifecycle:
+    preStop: {{- toYaml . | nindent 6 }}
+  {{- end }}
   resources: {{- toYaml .Values.gateway.envoy.resources | nindent 4 }}
   securityContext: {{- include "wisp.containerSecurity" . | nindent 4 }}
   volumeMounts:
