@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math"
 	"math/big"
@@ -30,6 +31,7 @@ import (
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/test/platform"
@@ -65,6 +67,7 @@ func TestRoutes(t *testing.T) {
 		}
 	})
 	t.Run("bad input", func(t *testing.T) { w.refuse(t) })
+	t.Run("settings", func(t *testing.T) { w.changeSettings(t) })
 }
 
 // who is a Service that answers which of its revisions it is.
@@ -368,6 +371,71 @@ func (w *who) refuse(t *testing.T) {
 	}
 	platform.WaitFor(t, w.p, &v1alpha1.Ingress{ObjectMeta: w.named("large")}, "be ready", (*v1alpha1.Ingress).IsReady)
 	expectAll(t, "beside them", tr.stop())
+}
+
+// changeSettings changes a setting of the gateway while it runs, and back: whether a
+// Service may lead out of the cluster.
+func (w *who) changeSettings(t *testing.T) {
+	gateway := func() int {
+		for _, c := range w.p.Components(t) {
+			if c.Name == "wisp-gateway" {
+				return c.PID
+			}
+		}
+		return 0
+	}
+	was := gateway()
+	out := &corev1.Service{ObjectMeta: w.named("out"), Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeExternalName, ExternalName: "203.0.113.1", Ports: []corev1.ServicePort{{Port: 80}},
+	}}
+	ing := w.ingress("out")
+	split(ing).ServiceName = out.Name
+	for _, o := range []client.Object{out, ing} {
+		if err := w.p.Client.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await := func(want corev1.ConditionStatus) {
+		t.Helper()
+		platform.WaitFor(t, w.p, ing, "have its backend: "+string(want), func(i *v1alpha1.Ingress) bool {
+			c := i.Status.GetCondition(v1alpha1.IngressConditionNetworkConfigured)
+			return c != nil && c.Status == want
+		})
+	}
+	await(corev1.ConditionFalse)
+	tr := w.startTraffic()
+	setSetting(t, w.p.Settings("wisp-gateway"), "externalNames", true)
+	await(corev1.ConditionTrue)
+	expectAll(t, "while the setting changes", tr.stop())
+	if got := gateway(); got != was || got == 0 {
+		t.Errorf("the gateway's pid is %d, want %d as before", got, was)
+	}
+}
+
+// setSetting changes a key in a file of settings until the test ends.
+func setSetting(t *testing.T, path, key string, value any) {
+	t.Helper()
+	was, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(text []byte) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path+".new", text, 0o600), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := map[string]any{}
+	if err := yaml.Unmarshal(was, &all); err != nil {
+		t.Fatal(err)
+	}
+	all[key] = value
+	text, err := yaml.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace(text)
+	t.Cleanup(func() { replace(was) })
 }
 
 func split(i *v1alpha1.Ingress) *v1alpha1.IngressBackendSplit {

@@ -286,6 +286,10 @@ func (p *Platform) Restart(t testing.TB, component string) {
 	}
 }
 
+// Settings returns the path of the settings of one of Wisp's roles, by its component.
+// Other tests have the same: what one changes, it puts back.
+func (p *Platform) Settings(component string) string { return p.state.Settings(component) }
+
 // Components returns the state of every component that is a process.
 func (p *Platform) Components(t testing.TB) []supervise.Status {
 	t.Helper()

@@ -24,7 +24,7 @@ func auditPolicy() auditv1.Policy {
 	}
 }
 
-func (s *Stack) auditPolicy() string { return s.state.settings("audit") }
+func (s *Stack) auditPolicy() string { return s.state.Settings("audit") }
 
 // writeAuditPolicy writes the policy, if there is to be a log.
 func (s *Stack) writeAuditPolicy() error {

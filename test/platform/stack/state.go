@@ -21,6 +21,9 @@ func (s State) Kubeconfig() string { return filepath.Join(s.Dir, "kubeconfig") }
 // Bin is the path of a program for the user: kubectl, kn, helm, envoy, zig, wisp.
 func (s State) Bin(program string) string { return filepath.Join(s.Dir, "bin", program) }
 
+// Settings is the path of a role's settings, by its component.
+func (s State) Settings(who string) string { return filepath.Join(s.Dir, "settings", who+".yaml") }
+
 // Logs is the folder of the log files.
 func (s State) Logs() string { return filepath.Join(s.Dir, "logs") }
 
@@ -38,7 +41,6 @@ func (s State) lock() string                 { return filepath.Join(s.Dir, "lock
 func (s State) pki() string                  { return filepath.Join(s.Dir, "pki") }
 func (s State) tokens() string               { return filepath.Join(s.Dir, "tokens") }
 func (s State) kubeconfig(who string) string { return filepath.Join(s.Dir, "kubeconfigs", who) }
-func (s State) settings(who string) string   { return filepath.Join(s.Dir, "settings", who+".yaml") }
 func (s State) held(who string) string       { return s.data(who) + ".held" }
 func (s State) data(who string) string       { return filepath.Join(s.Dir, "data", who) }
 
@@ -46,7 +48,7 @@ func (s State) data(who string) string       { return filepath.Join(s.Dir, "data
 func (s State) make() error {
 	for _, dir := range []string{
 		s.Dir, s.Logs(), s.pki(), s.tokens(), s.data(""),
-		filepath.Dir(s.Bin("x")), filepath.Dir(s.kubeconfig("x")), filepath.Dir(s.settings("x")),
+		filepath.Dir(s.Bin("x")), filepath.Dir(s.kubeconfig("x")), filepath.Dir(s.Settings("x")),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make the state folder: %w", err)

@@ -46,7 +46,7 @@ func (s *Stack) wisp() ([]supervise.Component, error) {
 	add := func(component, role, health string, settings any) error {
 		text, err := yaml.Marshal(settings)
 		if err == nil {
-			err = os.WriteFile(s.state.settings(component), text, 0o600)
+			err = os.WriteFile(s.state.Settings(component), text, 0o600)
 		}
 		if err != nil {
 			return fmt.Errorf("write settings of %s: %w", component, err)
@@ -139,7 +139,7 @@ func (s *Stack) role(component, role, health string) supervise.Component {
 		After:   []string{knativeWebhook},
 		Prepare: s.state.awaitRelease(component),
 		Path:    s.state.Bin("wisp"),
-		Args:    []string{role, "--config", s.state.settings(component)},
+		Args:    []string{role, "--config", s.state.Settings(component)},
 		// With the race detector, a process would end only a second after it has.
 		Env:     []string{"GORACE=atexit_sleep_ms=0"},
 		Address: "http://" + health,
@@ -148,7 +148,7 @@ func (s *Stack) role(component, role, health string) supervise.Component {
 }
 
 func (s *Stack) envoy() supervise.Component {
-	bootstrap := s.state.settings("envoy")
+	bootstrap := s.state.Settings("envoy")
 	return supervise.Component{
 		Name:    envoy,
 		After:   []string{gateway},
@@ -164,7 +164,7 @@ func (s *Stack) envoy() supervise.Component {
 }
 
 func (s *Stack) writeBootstrap(ctx context.Context, path string) error {
-	out, err := exec.CommandContext(ctx, s.state.Bin("wisp"), "gateway", "bootstrap", "--config", s.state.settings(gateway)).Output()
+	out, err := exec.CommandContext(ctx, s.state.Bin("wisp"), "gateway", "bootstrap", "--config", s.state.Settings(gateway)).Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
