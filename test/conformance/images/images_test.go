@@ -4,7 +4,6 @@ package images
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,17 +13,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	ping "knative.dev/networking/test/test_images/grpc-ping/proto"
 
 	"github.com/wisp-serving/wisp/runtime/compile"
 	"github.com/wisp-serving/wisp/runtime/guest"
 	"github.com/wisp-serving/wisp/runtime/instance"
 	"github.com/wisp-serving/wisp/runtime/modcache"
 	"github.com/wisp-serving/wisp/runtime/sandbox"
+	"github.com/wisp-serving/wisp/test/echo"
 	"github.com/wisp-serving/wisp/test/guests"
 )
 
@@ -162,50 +158,11 @@ func checkTimeout(t *testing.T, front *httptest.Server) {
 
 func checkWebsocket(t *testing.T, front *httptest.Server) {
 	fetch(t, front.URL+"/none") // which waits for the guest; the dialler's patience ends
-	conn, answer, err := websocket.DefaultDialer.DialContext(t.Context(), "ws"+strings.TrimPrefix(front.URL, "http")+"/", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	answer.Body.Close()
-	for i := range 100 {
-		want := fmt.Sprint("message ", i)
-		if err := conn.WriteMessage(websocket.TextMessage, []byte(want)); err != nil {
-			t.Fatal(err)
-		}
-		if _, got, err := conn.ReadMessage(); !strings.HasPrefix(string(got), want) {
-			t.Fatalf("got %q, %v, want %q", got, err, want)
-		}
-	}
+	at := front.Listener.Addr().String()
+	echo.WebSocket(t, at, at)
 }
 
 func checkGRPC(t *testing.T, front *httptest.Server) {
-	conn, err := grpc.NewClient(front.Listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	client := ping.NewPingServiceClient(conn)
-	if got, err := client.Ping(t.Context(), &ping.Request{Msg: "hello"}); err != nil || !strings.HasPrefix(got.GetMsg(), "hello") {
-		t.Errorf("got %v, %v", got, err)
-	}
-	stream, err := client.PingStream(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 100 {
-		want := fmt.Sprint("message ", i)
-		if err := stream.Send(&ping.Request{Msg: want}); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := stream.Recv(); err != nil || !strings.HasPrefix(got.GetMsg(), want) {
-			t.Fatalf("got %v, %v", got, err)
-		}
-	}
-	if err := stream.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
-		t.Errorf("after the end: %v", err)
-	}
+	at := front.Listener.Addr().String()
+	echo.GRPC(t, at, at)
 }
