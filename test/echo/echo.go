@@ -60,7 +60,7 @@ func WebSocket(t *testing.T, address, host string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	resp.Body.Close()
 	for i := range messages {
 		want := fmt.Sprint("message ", i)

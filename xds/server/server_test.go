@@ -21,7 +21,9 @@ import (
 	"go.uber.org/zap"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -220,6 +222,23 @@ func TestAcknowledgements(t *testing.T) {
 
 	c.close()
 	await(t, s, resourcev3.ClusterType, first.Clusters.Versions(), Envoys{})
+}
+
+func TestStateOfTheWorldIsRefused(t *testing.T) {
+	s := newServer(t)
+	start(t, s, state(t, "a"))
+	conn, err := grpc.NewClient("unix:"+s.cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(t.Context(), grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unimplemented {
+		t.Errorf("error is %v, want that it is unimplemented", err)
+	}
 }
 
 func TestReconnectingEnvoyIsSentNothingItHas(t *testing.T) {
