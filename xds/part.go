@@ -46,7 +46,7 @@ type part struct {
 // never changed.
 type form struct {
 	ingress translate.Ingress
-	vhosts  map[translate.Door][]*routev3.VirtualHost
+	vhosts  map[translate.Door][][]byte // as build.Encode has them
 	chains  map[translate.Door][]*listenerv3.FilterChain
 	secrets []snapshot.Resource
 	// httpsPort and accessLog are the settings that messages depend on.
@@ -58,10 +58,11 @@ type form struct {
 // header name with a space, while it is still known whose it is.
 func newForm(ing translate.Ingress, e config.Envoy, secure map[translate.Door][]*listenerv3.Filter, secrets []snapshot.Resource) (*form, error) {
 	f := &form{
-		ingress: ing, vhosts: map[translate.Door][]*routev3.VirtualHost{}, secrets: secrets,
+		ingress: ing, vhosts: map[translate.Door][][]byte{}, secrets: secrets,
 		httpsPort: e.HTTPSPort, accessLog: e.AccessLog,
 		chains: map[translate.Door][]*listenerv3.FilterChain{},
 	}
+	known := map[string][]byte{} // most hosts are alike at several doors
 	for door, vhosts := range map[translate.Door][]translate.VirtualHost{
 		translate.External:       ing.External,
 		translate.Secure:         ing.Secure,
@@ -69,10 +70,14 @@ func newForm(ing translate.Ingress, e config.Envoy, secure map[translate.Door][]
 		translate.InternalSecure: ing.InternalSecure,
 	} {
 		for _, vh := range vhosts {
-			built := build.VirtualHost(vh, uint32(e.HTTPSPort))
-			if err := built.ValidateAll(); err != nil {
-				return nil, fmt.Errorf("virtual host %s: %w", built.GetName(), err)
+			built, err := build.Encode(build.VirtualHost(vh, uint32(e.HTTPSPort)))
+			if err != nil {
+				return nil, err
 			}
+			if same, ok := known[string(built)]; ok {
+				built = same
+			}
+			known[string(built)] = built
 			f.vhosts[door] = append(f.vhosts[door], built)
 		}
 	}

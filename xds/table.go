@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/wisp-serving/wisp/config"
 	"github.com/wisp-serving/wisp/xds/build"
 	"github.com/wisp-serving/wisp/xds/snapshot"
@@ -389,12 +388,16 @@ func (t *table) admit() ([]*part, []translate.Route, []types.NamespacedName) {
 func (t *table) setRoutes(parts []*part, shared []translate.Route) error {
 	t.routes = snapshot.Set{}
 	for door := range addresses(t.envoy) {
-		var vhosts []*routev3.VirtualHost
+		var vhosts [][]byte
 		for _, p := range parts {
 			vhosts = append(vhosts, p.served().vhosts[door]...)
 		}
 		if door == translate.External && len(shared) > 0 {
-			vhosts = append(vhosts, sharedHost(t.gateway.SharedHost, shared))
+			built, err := build.Encode(sharedHost(t.gateway.SharedHost, shared))
+			if err != nil {
+				return err
+			}
+			vhosts = append(vhosts, built)
 		}
 		r, err := snapshot.NewResource(build.Routes(door, vhosts))
 		if err != nil {

@@ -14,7 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
+	"knative.dev/networking/pkg/apis/networking"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
+	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -68,6 +70,9 @@ func cacheOptions() (cache.Options, error) {
 				Transform:             trimSecret,
 				UnsafeDisableDeepCopy: &shared,
 			},
+			&v1alpha1.Ingress{}: {
+				Transform: trimIngress,
+			},
 			&autoscalingv1alpha1.PodAutoscaler{}: {
 				Transform:             trimAutoscaler,
 				UnsafeDisableDeepCopy: &shared,
@@ -118,13 +123,32 @@ func trimNode(o any) (any, error) {
 	return out, nil
 }
 
+// trimIngress leaves out what is about the object: labels, owners, and all annotations
+// but two.
+func trimIngress(o any) (any, error) {
+	ing, ok := o.(*v1alpha1.Ingress)
+	if !ok {
+		return o, nil
+	}
+	annotations := map[string]string{}
+	if class := networking.GetIngressClass(ing.Annotations); class != "" {
+		annotations[networking.IngressClassAnnotationKey] = class
+	}
+	if places, ok := ing.Annotations[config.RoutesAnnotation]; ok {
+		annotations[config.RoutesAnnotation] = places
+	}
+	out := &v1alpha1.Ingress{ObjectMeta: trimMeta(ing, nil, annotations), Spec: ing.Spec, Status: ing.Status}
+	out.Generation, out.CreationTimestamp = ing.Generation, ing.CreationTimestamp
+	return out, nil
+}
+
 func trimAutoscaler(o any) (any, error) {
 	pa, ok := o.(*autoscalingv1alpha1.PodAutoscaler)
 	if !ok {
 		return o, nil
 	}
 	return &autoscalingv1alpha1.PodAutoscaler{
-		ObjectMeta: trimMeta(pa, nil, pa.Annotations),
+		ObjectMeta: trimMeta(pa, nil, map[string]string{autoscaling.ClassAnnotationKey: pa.Class()}),
 		Spec:       autoscalingv1alpha1.PodAutoscalerSpec{ProtocolType: pa.Spec.ProtocolType},
 	}, nil
 }

@@ -5,10 +5,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/xds/translate"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
@@ -57,9 +59,15 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 		Data:       map[string][]byte{corev1.TLSCertKey: []byte("chain"), corev1.TLSPrivateKeyKey: []byte("key"), "ca.crt": []byte("more")},
 	}
 
-	whole := []client.Object{pod, node, pa, svc, slice, secret}
+	ing := newShelf(1).ingresses[shelved(0)]
+	ing.CreationTimestamp, ing.Generation = metav1.Unix(1, 0), 3
+	ing.Labels = map[string]string{"other": "x"}
+	ing.Annotations[config.RoutesAnnotation], ing.Annotations["other"] = "/path", "x"
+	ing.Status.InitializeConditions()
+
+	whole := []client.Object{pod, node, pa, svc, slice, secret, ing}
 	var trimmed []client.Object
-	for i, trim := range []func(any) (any, error){trimPod, trimNode, trimAutoscaler, trimService, trimSlice, trimSecret} {
+	for i, trim := range []func(any) (any, error){trimPod, trimNode, trimAutoscaler, trimService, trimSlice, trimSecret, trimIngress} {
 		o, err := trim(whole[i])
 		if err != nil {
 			t.Fatal(err)
@@ -68,6 +76,9 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 	}
 	if got := trimmed[0].(*corev1.Pod); len(got.Spec.Containers) > 0 || len(got.Labels) != 1 {
 		t.Errorf("pod keeps more than is read: %+v", got)
+	}
+	if got := trimmed[6].(*v1alpha1.Ingress); len(got.Labels) > 0 || len(got.Annotations) != 2 {
+		t.Errorf("KIngress keeps more than is read: %+v", got)
 	}
 	if diff := cmp.Diff(readAll(t, whole), readAll(t, trimmed)); diff != "" {
 		t.Errorf("read (-whole +trimmed):\n%s", diff)
@@ -115,7 +126,20 @@ func readAll(t *testing.T, objects []client.Object) []any {
 	if !ok || len(pods) != 1 || len(nodes) != 1 || !otherOK || len(addresses) != 1 || !certified {
 		t.Errorf("read %v, %v, %v, %v, %v, %v: want one of each", ok, pods, nodes, otherOK, addresses, certified)
 	}
-	return []any{backend, pods, nodes, other, addresses, chain, private}
+	ing, err := src.ingress(t.Context(), shelved(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ing == nil {
+		t.Fatal("no KIngress of Wisp's class")
+	}
+	form, refusal := translate.Translate(ing, translate.World{
+		Gateway: translate.Gateway{SharedHost: "shared.example", SharedNamespaces: []string{"*"}},
+		Backend: func(types.NamespacedName) (translate.Backend, bool) {
+			return translate.Backend{Revision: translate.HTTP1}, true
+		},
+	})
+	return []any{backend, pods, nodes, other, addresses, chain, private, form, refusal, ing.Status, ing.Generation, ing.CreationTimestamp}
 }
 
 func TestPodsThatTakeNoRequests(t *testing.T) {

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -108,7 +107,7 @@ func (unobserved) Rejected(server.Rejection) {}
 func published(t testing.TB, address string, functions map[string]*function) snapshot.State {
 	t.Helper()
 	out := snapshot.State{Secrets: snapshot.Set{}, Clusters: snapshot.Set{}, Endpoints: snapshot.Set{}}
-	var vhosts []*routev3.VirtualHost
+	var vhosts [][]byte
 	for _, name := range slices.Sorted(maps.Keys(functions)) {
 		ing, refusal := translate.Translate(kingress(name), translate.World{
 			Backend: func(types.NamespacedName) (translate.Backend, bool) {
@@ -119,7 +118,11 @@ func published(t testing.TB, address string, functions map[string]*function) sna
 			t.Fatal(refusal.Message)
 		}
 		for _, vh := range ing.External {
-			vhosts = append(vhosts, build.VirtualHost(vh, 0))
+			encoded, err := build.Encode(build.VirtualHost(vh, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			vhosts = append(vhosts, encoded)
 		}
 		for _, c := range ing.Clusters() {
 			cluster := resource(t, build.Cluster(c))

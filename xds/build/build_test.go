@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 )
 
@@ -62,9 +63,6 @@ func TestVirtualHost(t *testing.T) {
 			Splits:      []translate.Split{{Cluster: a, Weight: 90}, {Cluster: b, Weight: 10, Set: []translate.Header{{Name: "who", Value: "b"}}}},
 		}},
 	}, 8443)
-	if err := Routes(translate.External, []*routev3.VirtualHost{vh}).ValidateAll(); err != nil {
-		t.Fatal(err)
-	}
 	want := &routev3.VirtualHost{}
 	text := `{
 	  "name": "ns/x/0", "domains": ["x.example.com"],
@@ -87,6 +85,38 @@ func TestVirtualHost(t *testing.T) {
 	}
 	if got := vh.GetRetryPolicy().GetRetryOn(); strings.Contains(got, "5xx") || strings.Contains(got, "gateway-error") || strings.Contains(got, "reset,") {
 		t.Errorf("retries on %s, which includes answers", got)
+	}
+}
+
+// TestRoutes reads what is written as Envoy does.
+func TestRoutes(t *testing.T) {
+	vhosts := []*routev3.VirtualHost{{Name: "a", Domains: []string{"a.example.com"}}, {Name: "b", Domains: []string{"b.example.com"}}}
+	var fields [][]byte
+	for _, vh := range vhosts {
+		field, err := Encode(vh)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields = append(fields, field)
+	}
+	raw, err := proto.Marshal(Routes(translate.External, fields))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &routev3.RouteConfiguration{}
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, got); err != nil {
+		t.Fatal(err)
+	}
+	want := Routes(translate.External, nil)
+	want.VirtualHosts = vhosts
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Errorf("routes (-want +got):\n%s", diff)
+	}
+	if err := want.ValidateAll(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Encode(&routev3.VirtualHost{Name: "c"}); err == nil || !strings.HasPrefix(err.Error(), "virtual host c: ") {
+		t.Errorf("error without domains is %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -35,15 +36,21 @@ const (
 
 // Cluster returns a backend's cluster.
 // See RATIONALE.md "Why does a cluster's name end in a hash?".
+//
+// Parts of it are also parts of other clusters: it must not be changed.
 func Cluster(c translate.Cluster) *clusterv3.Cluster {
+	of := alike()
 	out := &clusterv3.Cluster{
 		AltStatName:                   c.String(),
 		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
-		ConnectTimeout:                durationpb.New(connectTimeout),
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
-		CircuitBreakers:               circuitBreakers(),
-		OutlierDetection:              outlierDetection(c.Kind),
-		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: packed(protocolOptions(c.Protocol))},
+		ConnectTimeout:                of.connectTimeout,
+		PerConnectionBufferLimitBytes: of.bufferLimit,
+		CircuitBreakers:               of.circuitBreakers,
+		OutlierDetection:              of.outlierDetection,
+		TypedExtensionProtocolOptions: of.options[c.Protocol],
+	}
+	if c.Kind == translate.Self {
+		out.OutlierDetection = nil // the gateway itself has nothing to be replaced by
 	}
 	discover(out, c)
 	out.Name = c.String() + "/" + settingsHash(out)
@@ -53,11 +60,37 @@ func Cluster(c translate.Cluster) *clusterv3.Cluster {
 	return out
 }
 
+// parts are those that clusters have in common. With thousands of clusters, each with
+// its own, they would be most of what a gateway holds.
+type parts struct {
+	connectTimeout   *durationpb.Duration
+	bufferLimit      *wrapperspb.UInt32Value
+	circuitBreakers  *clusterv3.CircuitBreakers
+	outlierDetection *clusterv3.OutlierDetection
+	discovered       *clusterv3.Cluster_EdsClusterConfig
+	options          map[translate.Protocol]map[string]*anypb.Any
+}
+
+var alike = sync.OnceValue(func() parts {
+	out := parts{
+		connectTimeout:   durationpb.New(connectTimeout),
+		bufferLimit:      wrapperspb.UInt32(bufferLimit),
+		circuitBreakers:  circuitBreakers(),
+		outlierDetection: outlierDetection(),
+		discovered:       &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
+		options:          map[translate.Protocol]map[string]*anypb.Any{},
+	}
+	for _, p := range []translate.Protocol{translate.HTTP1, translate.H2C, translate.AsClient} {
+		out.options[p] = map[string]*anypb.Any{httpOptions: packed(protocolOptions(p))}
+	}
+	return out
+})
+
 // discover says where the addresses of c come from.
 func discover(out *clusterv3.Cluster, c translate.Cluster) {
 	if c.Discovered() {
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
-		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()}
+		out.EdsClusterConfig = alike().discovered
 		return
 	}
 	at, err := TCP(c.Address)
@@ -126,12 +159,8 @@ func circuitBreakers() *clusterv3.CircuitBreakers {
 }
 
 // outlierDetection takes a node out that can't be reached. What a function
-// answers is its own matter, 503 included, and says nothing about its node. The
-// gateway itself has nothing to be replaced by.
-func outlierDetection(k translate.Kind) *clusterv3.OutlierDetection {
-	if k == translate.Self {
-		return nil
-	}
+// answers is its own matter, 503 included, and says nothing about its node.
+func outlierDetection() *clusterv3.OutlierDetection {
 	return &clusterv3.OutlierDetection{
 		SplitExternalLocalOriginErrors:         true,
 		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(3),

@@ -1,6 +1,8 @@
 package build
 
 import (
+	"sync"
+
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -11,14 +13,17 @@ import (
 // there, when a third of the nodes are out.
 const overprovisioning = 10_000
 
+// policy is the same of all.
+var policy = sync.OnceValue(func() *endpointv3.ClusterLoadAssignment_Policy {
+	return &endpointv3.ClusterLoadAssignment_Policy{OverprovisioningFactor: wrapperspb.UInt32(overprovisioning)}
+})
+
 // Endpoints returns the endpoints of the named cluster. The index of a tier is
-// its priority.
+// its priority. A part of it is also one of others: it must not be changed.
 func Endpoints(cluster string, tiers [][]translate.Endpoint) *endpointv3.ClusterLoadAssignment {
 	out := &endpointv3.ClusterLoadAssignment{
 		ClusterName: cluster,
-		Policy: &endpointv3.ClusterLoadAssignment_Policy{
-			OverprovisioningFactor: wrapperspb.UInt32(overprovisioning),
-		},
+		Policy:      policy(),
 	}
 	for priority, tier := range tiers {
 		locality := &endpointv3.LocalityLbEndpoints{Priority: uint32(priority)}
