@@ -15,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/wisp-serving/wisp/test/envoytest"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/networking/pkg/http/header"
 	"knative.dev/serving/pkg/activator"
@@ -424,9 +426,19 @@ func TestEnvoyFailsOver(t *testing.T) {
 	}
 	t.Run("no pods: the first in rank order", func(t *testing.T) { served(t, 30, ranked[0]) })
 	t.Run("a pod takes over", func(t *testing.T) {
+		before := b.sent()
 		b.addPod("sort-1", ranked[2])
 		b.waitEndpoints()
 		served(t, 30, ranked[2])
+		after := b.sent()
+		if before["ClusterLoadAssignment"] == after["ClusterLoadAssignment"] {
+			t.Error("no endpoints were sent")
+		}
+		delete(before, "ClusterLoadAssignment")
+		delete(after, "ClusterLoadAssignment")
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("bytes sent of other types (-before +after):\n%s", diff)
+		}
 	})
 	t.Run("pods gone again", func(t *testing.T) {
 		b.removePod("sort-1", ranked[2])
@@ -462,6 +474,10 @@ func TestEnvoyFailsOver(t *testing.T) {
 	t.Run("a dead node", func(t *testing.T) {
 		b.nodes[ranked[0]].stop()
 		served(t, 30, ranked[1])
+		const ejections = "cluster.default/sort-1.outlier_detection.ejections_active"
+		if got, want := ask(t, b.cfg.Envoy.AdminAddress, "admin", "/stats?filter="+ejections).body, ejections+": 1\n"; got != want {
+			t.Errorf("stats say %q, want %q", got, want)
+		}
 	})
 	t.Run("two dead nodes", func(t *testing.T) {
 		b.nodes[ranked[1]].stop()
@@ -471,6 +487,27 @@ func TestEnvoyFailsOver(t *testing.T) {
 		b.addPod("sort-1", ranked[0])
 		b.waitEndpoints()
 		served(t, 30, ranked[2])
+	})
+}
+
+// sent returns the bytes that were sent to Envoys, by type.
+func (b *bed) sent() map[string]int64 {
+	out := map[string]int64{}
+	for _, kind := range []string{"Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration", "Secret"} {
+		out[kind] = b.metric("kn.wasm.gateway.sent type=" + kind)
+	}
+	return out
+}
+
+// TestEnvoyRefusesRatherThanBeKilled has Envoy need more memory than it may have.
+func TestEnvoyRefusesRatherThanBeKilled(t *testing.T) {
+	b := newBed(t, "127.118.0")
+	b.cfg.Envoy.Heap = resource.MustParse("1Mi")
+	b.startGateway()
+	envoytest.Start(t, b.cfg)
+	b.until("all actions", func() bool {
+		a, err := request(t.Context(), http.DefaultClient, b.cfg.Envoy.AdminAddress, "admin", "/stats?filter=^overload.*(shrink_heap|stop_accepting_requests|stop_accepting_connections).active$")
+		return err == nil && strings.Count(a.body, "active: 1\n") == 3
 	})
 }
 
