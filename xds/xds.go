@@ -124,16 +124,17 @@ func supervise(ctx context.Context, mgr manager.Manager, cfg config.Gateway, log
 	if err != nil {
 		return err
 	}
-	start, err := bootstrap.Render(cfg, "")
-	if err != nil {
-		return err
+	listeners := bootstrap.Listeners(cfg.Envoy)
+	for door, address := range addresses(cfg.Envoy) {
+		listeners[string(door)] = address
 	}
 	s := envoy.New(envoy.Config{
 		Path:         program,
 		Dir:          filepath.Dir(cfg.XDSSocket),
-		Bootstrap:    start,
-		Admin:        cfg.Envoy.AdminAddress,
+		Bootstrap:    func(admin string) ([]byte, error) { return bootstrap.Supervised(cfg, admin) },
+		Listeners:    listeners,
 		DrainTimeout: cfg.Envoy.DrainTimeout.Duration,
+		Keep:         cfg.Envoy.Keep,
 		Stdout:       os.Stdout,
 		Stderr:       os.Stderr,
 		Log:          log,

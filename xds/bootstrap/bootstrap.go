@@ -36,8 +36,15 @@ const (
 // Render returns the bootstrap of an Envoy of this gateway as YAML, for
 // `envoy -c`. Equal settings give equal bytes. Where Envoy reaches its gateway by
 // TCP, dir is the absolute path of a folder with what Secrets returns.
-func Render(cfg config.Gateway, dir string) ([]byte, error) {
-	b, err := bootstrap(cfg, dir)
+func Render(cfg config.Gateway, dir string) ([]byte, error) { return render(cfg, dir, "") }
+
+// Supervised is Render for an Envoy that may run beside another one of this gateway,
+// and whose admin interface is therefore a Unix socket of its own. At the address of
+// the settings either of them answers.
+func Supervised(cfg config.Gateway, socket string) ([]byte, error) { return render(cfg, "", socket) }
+
+func render(cfg config.Gateway, dir, socket string) ([]byte, error) {
+	b, err := bootstrap(cfg, dir, socket)
 	if err != nil {
 		return nil, fmt.Errorf("render bootstrap: %w", err)
 	}
@@ -56,17 +63,23 @@ func asYAML(m proto.Message) ([]byte, error) {
 	return yaml.JSONToYAML(raw)
 }
 
-func bootstrap(cfg config.Gateway, dir string) (*bootstrapv3.Bootstrap, error) {
+func bootstrap(cfg config.Gateway, dir, socket string) (*bootstrapv3.Bootstrap, error) {
 	admin, err := build.TCP(cfg.Envoy.AdminAddress)
 	if err != nil {
 		return nil, err
+	}
+	views := Listeners(cfg.Envoy)
+	if socket == "" {
+		delete(views, adminView)
+	} else {
+		admin = &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: socket, Mode: 0o600}}}
 	}
 	control, err := controlPlane(cfg, dir)
 	if err != nil {
 		return nil, err
 	}
 	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{control}}
-	if err := addStats(static, cfg.Envoy, admin); err != nil {
+	if err := addViews(static, views, admin); err != nil {
 		return nil, err
 	}
 	overload, err := overload(cfg.Envoy.Heap.Value())

