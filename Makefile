@@ -117,9 +117,14 @@ image: ## Build the image by the Dockerfile and try it (as root; takes buildah)
 	CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 20m $(IMAGE)
 
 .PHONY: bench
-bench: tools build/sort.wasm build/hello.wasm workloads ## Run the benchmarks: those of packages, then cold against warm through Envoy
+bench: tools build/sort.wasm build/hello.wasm workloads ## Run the benchmarks: those of packages, then pods, then cold against warm through Envoy
 	WISP_SORT_WASM=$(CURDIR)/build/sort.wasm WISP_HELLO_WASM=$(CURDIR)/build/hello.wasm WISP_WORKLOADS_WASM=$(CURDIR)/build/workloads.wasm $(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v -x -f <($(GO) list $(E2E) $(CONFORMANCE) $(IMAGE)))
+	$(MAKE) bench-pods
 	$(MAKE) bench-scaling
+
+.PHONY: bench-pods
+bench-pods: $(PLATFORM) ## Measure how long 1, 100 and 1,000 pods take to run and to go, beside a node that runs nothing
+	$(PLATFORM) run -- $(GO) test -run '^$$' -bench Pods -benchtime 3x -timeout 30m ./test/e2e
 
 # How often functions go to zero and back, and how many idle services there are.
 CYCLES ?= 200

@@ -3,10 +3,12 @@ package provider
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -486,6 +488,11 @@ func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
 			name: "unsupported", reason: "CreateContainerConfigError", message: "spec.hostNetwork", image: s.push(t, "a", emptyCommand),
 			edit: func(p *corev1.Pod) { p.Spec.HostNetwork = true },
 		},
+		{name: "name", reason: "InvalidImageName", message: "UPPER", neverStarts: true, image: "UPPER/case"},
+		{
+			name: "never", reason: "ErrImageNeverPull", message: "imagePullPolicy is Never", image: s.registry + "/unpulled:v1",
+			edit: func(p *corev1.Pod) { p.Spec.Containers[0].ImagePullPolicy = corev1.PullNever },
+		},
 		{name: "missing", reason: "ImagePullBackOff", message: "missing", image: s.registry + "/missing:v1"},
 		{name: "imports", reason: "CreateContainerError", message: "nowhere", neverStarts: true, image: s.push(t, "b", importsUnknown)},
 		{
@@ -521,6 +528,54 @@ func TestPodThatCannotRunWaitsAndSaysWhy(t *testing.T) {
 	}
 	if len(s.router.changes) != 0 {
 		t.Errorf("the router was told %q of pods that never ran", <-s.router.changes)
+	}
+}
+
+// TestSlowPodsKeepNoOtherWaiting has more pods wait for a registry than there are
+// workers to take pods.
+func TestSlowPodsKeepNoOtherWaiting(t *testing.T) {
+	s := newStand(t)
+	image := s.push(t, "sort", emptyCommand)
+	hangs := func(_ http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/slow/") {
+			return false
+		}
+		<-r.Context().Done()
+		return true
+	}
+	s.fault.Store(&hangs)
+	for i := range 2 * goruntime.NumCPU() {
+		name := fmt.Sprintf("slow-%d", i)
+		s.create(t, s.pod(name, types.UID(name), s.registry+"/slow/image:v1"))
+	}
+	s.create(t, s.pod("sort", "uid-1", image))
+	s.awaitReady(t, "sort")
+}
+
+// TestNodeWatchesNoSecrets shows that what a node reads of others' objects is what
+// its pods refer to, one by one.
+func TestNodeWatchesNoSecrets(t *testing.T) {
+	s := newStand(t)
+	if _, err := s.client.CoreV1().Secrets("default").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "keys"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.create(t, s.pod("sort", "uid-1", s.push(t, "sort", emptyCommand), func(p *corev1.Pod) {
+		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}}}}
+	}))
+	s.awaitReady(t, "sort")
+	read := false
+	for _, action := range s.client.Actions() {
+		kind := action.GetResource().Resource
+		if kind != "secrets" && kind != "configmaps" {
+			continue
+		}
+		read = read || action.GetVerb() == "get"
+		if verb := action.GetVerb(); verb == "list" || verb == "watch" {
+			t.Errorf("the node would %s all %s", verb, kind)
+		}
+	}
+	if !read {
+		t.Error("the node has not read the Secret that its pod refers to")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,14 +20,12 @@ import (
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
-// maxPods bounds how many pods a benchmark starts by rounds.
-const maxPods = 1000
-
 // BenchmarkPods times pods of one image from their creation until the last one
 // runs, and from their deletion until the last one is gone, on a node of Wisp's
-// and on one that only says so: up-ratio and down-ratio are the one's time by the
-// other's, in turns. rss-KB/pod is what the node's process holds more of with n
-// idle pods, garbage included.
+// and on one that only says so. They take turns, each the first one in every other
+// round; up-ratio and down-ratio are the median of one's times by that of the
+// other's. rss-KB/pod is what the node's process holds more of with n idle pods,
+// garbage included.
 func BenchmarkPods(b *testing.B) {
 	p := platform.Start(b, platform.Options{WithoutRace: true})
 	startStub(b, p)
@@ -38,23 +37,35 @@ func BenchmarkPods(b *testing.B) {
 	}
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			up, down := map[string]time.Duration{}, map[string]time.Duration{}
-			rounds := min(b.N, 1+maxPods/n) // a thousand pods are a measurement by themselves
-			for range rounds {
+			up, down := map[string][]time.Duration{}, map[string][]time.Duration{}
+			for range b.N * perRound(n) {
 				for _, node := range nodes {
 					u, d := m.upAndDown(b, node, n)
-					up[node], down[node] = up[node]+u, down[node]+d
+					up[node], down[node] = append(up[node], u), append(down[node], d)
 				}
+				slices.Reverse(nodes)
 			}
-			b.ReportMetric(float64(up["wisp-0"].Milliseconds())/float64(rounds), "up-ms")
-			b.ReportMetric(float64(down["wisp-0"].Milliseconds())/float64(rounds), "down-ms")
-			b.ReportMetric(up["wisp-0"].Seconds()/up[stubName].Seconds(), "up-ratio")
-			b.ReportMetric(down["wisp-0"].Seconds()/down[stubName].Seconds(), "down-ratio")
+			report := func(name string, took map[string][]time.Duration) {
+				wisp, stub := median(took["wisp-0"]), median(took[stubName])
+				b.ReportMetric(wisp.Seconds()*1000, name+"-ms")
+				b.ReportMetric(wisp.Seconds()/stub.Seconds(), name+"-ratio")
+			}
+			report("up", up)
+			report("down", down)
 			if n > 1 {
 				b.ReportMetric(float64(m.held)/float64(n)/1024, "rss-KB/pod")
 			}
 		})
 	}
+}
+
+// perRound is how often n pods go up and down for each round that is asked for: few
+// take little time, of which noise is much.
+func perRound(n int) int { return max(30/n, 1) }
+
+func median(of []time.Duration) time.Duration {
+	slices.Sort(of)
+	return of[len(of)/2]
 }
 
 // measured creates and deletes pods.

@@ -57,8 +57,13 @@ func (w *worker) create(t testing.TB, obj client.Object) {
 // run creates a pod and waits until it has ended.
 func (w *worker) run(t testing.TB, name string, spec corev1.PodSpec) *corev1.Pod {
 	t.Helper()
-	w.create(t, &corev1.Pod{ObjectMeta: w.meta(name), Spec: spec})
-	return w.await(t, name, "end", func(p *corev1.Pod) bool {
+	return w.runPod(t, &corev1.Pod{ObjectMeta: w.meta(name), Spec: spec})
+}
+
+func (w *worker) runPod(t testing.TB, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
+	w.create(t, pod)
+	return w.await(t, pod.Name, "end", func(p *corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	})
 }
@@ -173,34 +178,46 @@ func testEnvironment(t *testing.T, w *worker) {
 		return &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}
 	}
 	c.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
+	c.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m")}
 	c.EnvFrom = []corev1.EnvFromSource{
 		{Prefix: "CFG_", ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}}},
 		{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "none"}, Optional: &optional}},
+		{Prefix: "KEY_", SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}}},
 	}
 	c.Env = []corev1.EnvVar{
 		{Name: "COLOR", ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}, Key: "color"}}},
 		{Name: "TOKEN", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}, Key: "token"}}},
 		{Name: "MISSING", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}, Key: "none", Optional: &optional}}},
+		{Name: "ABSENT", ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "none"}, Key: "k", Optional: &optional}}},
 		{Name: "GREETING", Value: "a $(COLOR) $$(COLOR)"},
 		{Name: "POD", ValueFrom: field("metadata.name")},
+		{Name: "SPACE", ValueFrom: field("metadata.namespace")},
+		{Name: "UID", ValueFrom: field("metadata.uid")},
+		{Name: "LABEL", ValueFrom: field("metadata.labels['tier']")},
+		{Name: "NOTE", ValueFrom: field("metadata.annotations['example.com/note']")},
+		{Name: "POD_IPS", ValueFrom: field("status.podIPs")},
 		{Name: "NODE", ValueFrom: field("spec.nodeName")},
 		{Name: "ACCOUNT", ValueFrom: field("spec.serviceAccountName")},
 		{Name: "POD_IP", ValueFrom: field("status.podIP")},
 		{Name: "HOST_IP", ValueFrom: field("status.hostIP")},
+		{Name: "CPU", ValueFrom: &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "requests.cpu", Divisor: resource.MustParse("1m")}}},
 		{Name: "MEMORY", ValueFrom: &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory", Divisor: resource.MustParse("1Mi")}}},
 	}
-	pod := w.run(t, "environment", spec)
+	meta := w.meta("environment")
+	meta.Labels, meta.Annotations = map[string]string{"tier": "back"}, map[string]string{"example.com/note": "mind the gap"}
+	pod := w.runPod(t, &corev1.Pod{ObjectMeta: meta, Spec: spec})
 	got := w.logs(t, "environment")
 	for _, want := range []string{
 		"a red $(COLOR)\n", "CFG_color=red\n", "CFG_size=7\n", "COLOR=red\n", "TOKEN=s3cret\n", "POD=environment\n",
-		"NODE=" + pod.Spec.NodeName + "\n", "ACCOUNT=default\n", "POD_IP=" + pod.Status.PodIP + "\n", "HOST_IP=" + pod.Status.HostIP + "\n", "MEMORY=64\n",
+		"NODE=" + pod.Spec.NodeName + "\n", "ACCOUNT=default\n", "POD_IP=" + pod.Status.PodIP + "\n", "HOST_IP=" + pod.Status.HostIP + "\n", "MEMORY=64\n", "CPU=250\n",
+		"KEY_token=s3cret\n", "SPACE=" + w.namespace + "\n", "UID=" + string(pod.UID) + "\n", "LABEL=back\n", "NOTE=mind the gap\n", "POD_IPS=" + pod.Status.PodIP + "\n",
 		"KUBERNETES_SERVICE_PORT=443\n", "LINKED_SERVICE_PORT_WEB=80\n", "LINKED_PORT_80_TCP_PROTO=tcp\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the guest has not seen %q", want)
 		}
 	}
-	if strings.Contains(got, "MISSING") {
+	if strings.Contains(got, "MISSING") || strings.Contains(got, "ABSENT") {
 		t.Error("the guest has seen an optional variable that isn't there")
 	}
 	if t.Failed() {
