@@ -32,10 +32,10 @@ const (
 
 // Stack is how much native stack an instance has before it must ask for more, in
 // bytes.
-const Stack = 64 << 10
+const Stack = 32 << 10
 
 // Version changes whenever the same module comes out differently.
-const Version = "meter-" + meter.Version + "-stack-64K"
+const Version = "meter-" + meter.Version + "-stack-32K"
 
 // RuntimeConfig is how a wazero.Runtime must be made to run what was compiled
 // here, apart from its compilation cache.

@@ -49,7 +49,7 @@ const (
 	// and garbageBurst at once, in bytes: for stacks beyond the first, and for
 	// tables that are empty. Else it takes them a while to make as much.
 	garbageRate  = 32 << 20
-	garbageBurst = 32 << 20
+	garbageBurst = 4 << 20
 )
 
 // NewHost returns a Host.
@@ -239,7 +239,7 @@ func (i *Instance) checkEnd() {
 const (
 	// firstStack is what is granted first beyond what every instance has, and
 	// mostStack all of it together, in bytes.
-	firstStack = 64 << 10
+	firstStack = 32 << 10
 	mostStack  = 1 << 20
 )
 
