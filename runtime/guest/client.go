@@ -64,7 +64,7 @@ func (c *client) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		t.forget()
 		if t.unknown() && t.stop() { // the next one has its place
-			t.conn.Close()
+			hangUp(t.conn)
 			continue
 		}
 		t.fail(err)
@@ -123,7 +123,7 @@ func (c *client) take() *wasi.Conn {
 		if conn.Quiet() {
 			return conn
 		}
-		conn.Close()
+		hangUp(conn)
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (c *client) keep(conn *wasi.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.idle) == keptConns {
-		conn.Close()
+		hangUp(conn)
 		return
 	}
 	c.idle = append(c.idle, idleConn{conn, time.Now()})
@@ -158,7 +158,7 @@ func (c *client) closeIdle(then time.Time) {
 	defer c.mu.Unlock()
 	old := 0
 	for ; old < len(c.idle) && !c.idle[old].since.After(then); old++ {
-		c.idle[old].Close()
+		hangUp(c.idle[old].Conn)
 	}
 	left := copy(c.idle, c.idle[old:])
 	clear(c.idle[left:])
@@ -169,6 +169,9 @@ func (c *client) closeIdle(then time.Time) {
 		c.closing.Stop()
 	}
 }
+
+// hangUp closes a connection, which fails only where that was done before.
+func hangUp(conn *wasi.Conn) { _ = conn.Close() }
 
 // trip is a request on a connection, and its answer. It has two parts: the
 // answer, and the request's body if there is one; the later of them ends it. What
@@ -200,7 +203,7 @@ var (
 func (t *trip) fail(err error) {
 	t.cause.CompareAndSwap(nil, &err)
 	t.spoilt.Store(true)
-	t.conn.Close()
+	hangUp(t.conn)
 	t.leave()
 }
 
@@ -221,7 +224,7 @@ func (t *trip) end() {
 	case !t.spoilt.Load() && t.conn.Quiet():
 		t.client.keep(t.conn)
 	default:
-		t.conn.Close()
+		hangUp(t.conn)
 	}
 	t.leave()
 }

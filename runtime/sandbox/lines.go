@@ -40,14 +40,15 @@ func newLineQueue(out, err io.Writer) *lineQueue {
 	return q
 }
 
-// offer queues a line, which must hold no line break, or drops and counts it.
-func (q *lineQueue) offer(s stream, line []byte) {
-	if q.logs[s] == nil {
+// offer queues a line of standard error, which must hold no line break, or drops and
+// counts it.
+func (q *lineQueue) offer(line []byte) {
+	if q.logs[stderr] == nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.add(s, line) {
+	if !q.add(stderr, line) {
 		q.dropped++
 	}
 }

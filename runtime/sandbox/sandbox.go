@@ -173,7 +173,7 @@ func New(ctx context.Context, deps Deps, spec Spec) (_ *Sandbox, err error) {
 		Argv0:    spec.Argv0,
 		Args:     spec.Args,
 		Env:      spec.Env,
-		Stderr:   func(line []byte) { s.lines.offer(stderr, line) },
+		Stderr:   s.lines.offer,
 	})
 	if err != nil {
 		return nil, s.named(err)
@@ -219,7 +219,7 @@ func (s *Sandbox) chooseHandler() (err error) {
 func (s *Sandbox) report(line []byte) {
 	if s.begin() {
 		defer s.end()
-		s.lines.offer(stderr, line)
+		s.lines.offer(line)
 	}
 }
 

@@ -329,11 +329,11 @@ func TestLineQueueDropsAndSaysSo(t *testing.T) {
 	q := newLineQueue(nil, log)
 	line := []byte(strings.Repeat("x", 1023))
 	for range 4096 {
-		q.offer(stderr, line)
+		q.offer(line)
 	}
 	close(log.hold)
 	q.wait()
-	q.offer(stderr, []byte("later"))
+	q.offer([]byte("later"))
 	q.wait()
 	var got []string
 	dropped := 0
