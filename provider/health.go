@@ -142,8 +142,10 @@ func (w *watcher) readiness(ctx context.Context) {
 
 // asked asks all probes that Knative has given its proxy.
 func (w *watcher) asked(ctx context.Context) error {
+	target := w.target()
+	target.DetectHTTP2 = w.pods.Proxy.DetectHTTP2
 	for _, p := range w.pods.Proxy.Readiness {
-		if err := probe.Check(ctx, p, w.target()); err != nil {
+		if err := probe.Check(ctx, p, target); err != nil {
 			return err
 		}
 	}

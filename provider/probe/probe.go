@@ -40,6 +40,9 @@ type Target struct {
 	Ports []corev1.ContainerPort
 	// Host is the pod's address, as which the container is asked by HTTP.
 	Host string
+	// DetectHTTP2 has probes by HTTP asked by HTTP/2 without TLS first, and by HTTP/1.1
+	// only where that fails.
+	DetectHTTP2 bool
 }
 
 // Check asks once, as p says, within p's timeout. nil means success.
@@ -90,12 +93,25 @@ func (t Target) http(ctx context.Context, get *corev1.HTTPGetAction) error {
 	if err != nil {
 		return err
 	}
+	if t.DetectHTTP2 && get.Scheme != corev1.URISchemeHTTPS {
+		protocols := new(http.Protocols)
+		protocols.SetUnencryptedHTTP2(true)
+		if t.get(ctx, get, port, protocols) == nil {
+			return nil
+		}
+	}
+	return t.get(ctx, get, port, nil)
+}
+
+// get asks by HTTP/1.1, or by the given protocols.
+func (t Target) get(ctx context.Context, get *corev1.HTTPGetAction, port int, protocols *http.Protocols) error {
 	request, err := t.request(ctx, get, port)
 	if err != nil {
 		return err
 	}
 	client := http.Client{
 		Transport: &http.Transport{
+			Protocols:         protocols,
 			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return t.Dial(ctx, port) },
 			DisableKeepAlives: true,
 			// A kubelet takes any certificate: it asks how the container is, not who.

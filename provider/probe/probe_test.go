@@ -103,6 +103,27 @@ func TestTCP(t *testing.T) {
 	expect(t, probe.Check(t.Context(), tcp(9090), to(l.Addr().String())), "refused")
 }
 
+// A server that speaks nothing but HTTP/2, and one that doesn't speak it, are both
+// ready where the protocol is to be found out; else only the latter is.
+func TestHTTPOfEitherVersion(t *testing.T) {
+	for _, h2c := range []bool{false, true} {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		server.Config.Protocols = new(http.Protocols)
+		server.Config.Protocols.SetHTTP1(!h2c)
+		server.Config.Protocols.SetUnencryptedHTTP2(h2c)
+		server.Start()
+		target := to(server.Listener.Addr().String())
+		for _, detect := range []bool{false, true} {
+			target.DetectHTTP2 = detect
+			p := &corev1.Probe{TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}}}
+			if err := probe.Check(t.Context(), p, target); (err == nil) != (detect || !h2c) {
+				t.Errorf("HTTP/2 alone %v, to be detected %v: got %v", h2c, detect, err)
+			}
+		}
+		server.Close()
+	}
+}
+
 func TestGRPC(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -33,6 +33,9 @@ type Settings struct {
 	// Readiness holds the probes that Knative has taken from the containers, all
 	// of which must succeed. An exec probe has become a TCP probe.
 	Readiness []*corev1.Probe
+	// DetectHTTP2 has probes by HTTP asked by HTTP/2 without TLS first: the feature
+	// autodetect-http2 of Knative.
+	DetectHTTP2 bool
 	// FullDuplex lets an HTTP/1.1 function answer while it still reads.
 	FullDuplex bool
 	// RequestLog is the template of a line for each request, empty for none; one
@@ -60,6 +63,7 @@ func Parse(env []corev1.EnvVar) (Settings, error) {
 		IdleTimeout:          p.seconds("REVISION_IDLE_TIMEOUT_SECONDS"),
 		UserPort:             p.number("USER_PORT"),
 		Readiness:            p.probes("SERVING_READINESS_PROBE", "ENABLE_MULTI_CONTAINER_PROBES"),
+		DetectHTTP2:          p.flag("ENABLE_HTTP2_AUTO_DETECTION"),
 		FullDuplex:           p.flag("ENABLE_HTTP_FULL_DUPLEX"),
 	}
 	s.RequestLog, s.LogProbes = p.requestLog("OBSERVABILITY_CONFIG")

@@ -33,13 +33,13 @@ func TestParse(t *testing.T) {
 		env: vars("SERVING_NAMESPACE", "ns", "SERVING_SERVICE", "svc", "SERVING_CONFIGURATION", "cfg", "SERVING_REVISION", "rev",
 			"CONTAINER_CONCURRENCY", "3", "REVISION_TIMEOUT_SECONDS", "300", "REVISION_RESPONSE_START_TIMEOUT_SECONDS", "5",
 			"REVISION_IDLE_TIMEOUT_SECONDS", "0", "USER_PORT", "8080", "ENABLE_HTTP_FULL_DUPLEX", "true",
-			"ENABLE_MULTI_CONTAINER_PROBES", "false",
+			"ENABLE_MULTI_CONTAINER_PROBES", "false", "ENABLE_HTTP2_AUTO_DETECTION", "true",
 			"SERVING_READINESS_PROBE", `{"tcpSocket":{"port":8080,"host":"127.0.0.1"}}`,
 			"OBSERVABILITY_CONFIG", `{"enableRequestLog":true,"requestLogTemplate":"{{.Request.Method}}","enableProbeRequestLog":true}`),
 		want: Settings{
 			Namespace: "ns", Service: "svc", Configuration: "cfg", Revision: "rev",
 			Concurrency: 3, Timeout: 300 * time.Second, ResponseStartTimeout: 5 * time.Second, UserPort: 8080,
-			FullDuplex: true, Readiness: []*corev1.Probe{tcp(8080)},
+			FullDuplex: true, DetectHTTP2: true, Readiness: []*corev1.Probe{tcp(8080)},
 			RequestLog: "{{.Request.Method}}", LogProbes: true,
 		},
 	}, {
