@@ -11,13 +11,16 @@ import (
 	"github.com/wisp-serving/wisp/test/load"
 )
 
-// kinds are the ways to run a guest, and a native Go handler in a guest's place,
-// which comes first: the others are measured by it.
+var hello = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello\n") })
+
+// kinds are the ways to run a guest. First comes a native Go server by itself, by
+// which the others are measured, then its handler in a guest's place.
 var kinds = []struct {
 	name, method, path, body string
 	options                  options
 }{
-	{"native", http.MethodGet, "/", "", options{native: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello\n") })}},
+	{"native", http.MethodGet, "/", "", options{native: hello, alone: true}},
+	{"native-in-place", http.MethodGet, "/", "", options{native: hello}},
 	{"server-go", http.MethodGet, "/hello", "", options{guest: "echo", abi: guest.ABIServer}},
 	{"cgi-go", http.MethodGet, "/deaf", "", options{guest: "cgi", abi: guest.ABICGI, memory: 1 << 30}},
 	{"cgi-c", http.MethodGet, "/", "", options{guest: "sample-hello", abi: guest.ABICGI, memory: 1 << 30}},
@@ -25,8 +28,8 @@ var kinds = []struct {
 }
 
 // BenchmarkNode is a request to the node, without an Envoy before it, by each way
-// of running a guest and by a native Go handler in a guest's place, over 1, 16 and
-// 64 connections: requests a second, that as a ratio of the native one's, and times.
+// of running a guest and to a native Go server, over 1, 16 and 64 connections:
+// requests a second, that as a ratio of the native one's, and times.
 func BenchmarkNode(b *testing.B) { benchmarkKinds(b, false) }
 
 // BenchmarkGateway is the same through one Envoy before all of them, as a gateway
@@ -36,6 +39,7 @@ func BenchmarkGateway(b *testing.B) { benchmarkKinds(b, true) }
 func benchmarkKinds(b *testing.B, envoy bool) {
 	functions := map[string]*function{}
 	for _, kind := range kinds {
+		kind.options.name = kind.name
 		functions[kind.name] = deploy(b, kind.options)
 	}
 	addr := ""

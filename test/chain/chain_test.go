@@ -94,7 +94,9 @@ type options struct {
 	traces   trace.TracerProvider
 	stderr   io.Writer
 	native   http.Handler // in the place of a guest
-	beside   *function    // runs on the same node; nil for a node of its own
+	alone    bool         // native has a server of its own, in the place of a node
+	beside   *served      // a node that there is already; nil for another one
+	name     string       // of the revision, if it isn't to be revision's
 }
 
 // function is a revision that runs, and its node.
@@ -112,8 +114,8 @@ type served struct {
 	revisions revisions
 }
 
-// revision is that of the first function of a node, and second that of another.
-var revision, second = types.NamespacedName{Namespace: "default", Name: "fn-00001"}, types.NamespacedName{Namespace: "default", Name: "beside-00001"}
+// revision is that of a function, unless its options say another name.
+var revision = types.NamespacedName{Namespace: "default", Name: "fn-00001"}
 
 // revisions are those of a node, under a lock.
 type revisions struct{ *sync.Map }
@@ -129,15 +131,21 @@ func (r revisions) Get(key types.NamespacedName) (activator.Revision, bool) {
 // deploy runs a guest as a node does, until the test ends.
 func deploy(t testing.TB, o options) *function {
 	t.Helper()
+	if o.alone {
+		server := httptest.NewServer(o.native)
+		t.Cleanup(server.Close)
+		return &function{served: &served{addr: server.Listener.Addr().String()}}
+	}
 	var s *sandbox.Sandbox
 	if o.native == nil {
 		s = startSandbox(t, o)
 		o.native = s
 	}
 	f := &function{Sandbox: s, abi: o.abi, key: revision}
-	if o.beside != nil {
-		f.key, f.served = second, o.beside.served
-	} else {
+	if o.name != "" {
+		f.key.Name = o.name
+	}
+	if f.served = o.beside; f.served == nil {
 		f.served = serveNode(t, o.traces)
 	}
 	o.settings.Namespace, o.settings.Revision = f.key.Namespace, f.key.Name

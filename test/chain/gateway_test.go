@@ -31,7 +31,8 @@ import (
 )
 
 // gateway puts an Envoy before functions, until the test ends, and returns its
-// address: there, name + ".example.com" is the function of that name. What Envoy
+// address: there, name + ".example.com" is the function of that name, which is also
+// its revision's. What Envoy
 // has is what a gateway makes of Knative's KIngresses and sends it by delta ADS;
 // only the objects come from here instead of an API server.
 func gateway(t testing.TB, functions map[string]*function) (addr string) {
@@ -161,7 +162,8 @@ func endpoint(t testing.TB, addr string) translate.Endpoint {
 	return translate.Endpoint{IP: host, Port: uint32(port), Weight: 1}
 }
 
-// kingress is what Knative's Route of a Service makes, for its external host.
+// kingress is what Knative's Route of a Service makes, for its external host and a
+// revision of the same name.
 func kingress(name string) *v1alpha1.Ingress {
 	return &v1alpha1.Ingress{
 		ObjectMeta: metav1.ObjectMeta{Namespace: revision.Namespace, Name: name},
@@ -174,7 +176,7 @@ func kingress(name string) *v1alpha1.Ingress {
 					Percent:        100,
 					AppendHeaders: map[string]string{
 						knativeactivator.RevisionHeaderNamespace: revision.Namespace,
-						knativeactivator.RevisionHeaderName:      revision.Name,
+						knativeactivator.RevisionHeaderName:      name,
 					},
 				}},
 			}}},

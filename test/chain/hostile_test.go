@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -365,4 +366,68 @@ func TestSlowClientsOfAServer(t *testing.T) {
 	}
 	answer.Body.Close()
 	f.expect(t, http.MethodGet, "/hello", "", http.StatusOK, "hello\n")
+}
+
+// Requests of a revision without containerConcurrency are bounded by what its memory
+// has room for: the others wait, and all are answered.
+func TestBurstIsBoundByMemory(t *testing.T) {
+	const limit, burst = 64 << 20, 200
+	f := program(t, options{memory: limit})
+	var all sync.WaitGroup
+	for range burst {
+		all.Go(func() { f.expect(t, http.MethodGet, "/busy/1", "", http.StatusOK, "busy\n") })
+	}
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		all.Wait()
+	}()
+	var most, instances int64
+	for done := false; !done; {
+		now := f.Usage()
+		most, instances = max(most, now.Memory), max(instances, now.Instances)
+		select {
+		case <-answered:
+			done = true
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if most > limit || instances >= burst {
+		t.Errorf("%d instances held %d bytes at once, more than %d", instances, most, limit)
+	}
+}
+
+// A request that fails by the function's fault is in the log by its id, with more than
+// its caller learns.
+func TestFailuresAreInTheLog(t *testing.T) {
+	log := &lines{}
+	f := program(t, options{stderr: log})
+	r := f.request(t, http.MethodPost, "/trap", nil, "X-Request-Id", "5f1c-77")
+	if status, text, err := send(r); err == nil {
+		t.Errorf("got %d %q, whole", status, text)
+	}
+	for !strings.Contains(log.String(), "request 5f1c-77: POST /trap: ") { // it is written beside the answer
+		time.Sleep(time.Millisecond)
+	}
+	if !strings.Contains(log.String(), "wasm stack trace") {
+		t.Errorf("no stack in the log: %s", log)
+	}
+}
+
+// lines is a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

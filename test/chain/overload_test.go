@@ -20,7 +20,7 @@ import (
 func BenchmarkOverload(b *testing.B) {
 	neighbour := deploy(b, options{guest: "sample-hello", abi: guest.ABICGI, memory: 1 << 30})
 	busy := deploy(b, options{
-		guest: "hostile", abi: guest.ABICGI, memory: 1 << 30, beside: neighbour,
+		guest: "hostile", abi: guest.ABICGI, memory: 1 << 30, beside: neighbour.served, name: "busy",
 		settings: queueproxy.Settings{Concurrency: goruntime.GOMAXPROCS(0)},
 	})
 	ask := func() *http.Request { return neighbour.request(b, http.MethodGet, "/", nil) }
