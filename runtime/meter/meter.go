@@ -5,7 +5,7 @@ import "fmt"
 // Version names what Rewrite does. It changes whenever the same module and
 // options come out differently, and so belongs into the key under which
 // anything made from rewritten modules is kept.
-const Version = "7"
+const Version = "8"
 
 // A rewritten module imports the function HostModule.Yield, of type
 // (i32) -> i32. It is called with one of two reasons.
@@ -40,7 +40,7 @@ type Options struct {
 	// it, with -1.
 	Table uint32
 	// TableGrowth bounds the entries that all tables together may have beyond
-	// what the module declares: 2^14. An engine copies a table to let it grow.
+	// what the module declares: 2^10. An engine copies a table to let it grow.
 	TableGrowth uint32
 	// MemoryPages bounds its own memory, in pages of 64 KiB: 2^16, which is all
 	// that there is. A module that declares more from the start is refused with a
@@ -84,7 +84,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	set(&o.Table, 1<<18)
-	set(&o.TableGrowth, 1<<14)
+	set(&o.TableGrowth, 1<<10)
 	set(&o.MemoryPages, 1<<16)
 	set(&o.Stack, 1<<20)
 	set(&o.Functions, 1_000_000)
