@@ -20,6 +20,7 @@ const (
 	fdWrite
 	procExit
 	argsSizes
+	sockAccept
 )
 
 // origin is where its data is in its memory; below is room for results.
@@ -76,6 +77,15 @@ func (p *program) append(dir int, path, text string) *program {
 	return p.emit(i32(8), []byte{0x28, 2, 0}, i32(p.vector(text)), i32(1), i32(0), invoke(fdWrite), drop) // i32.load
 }
 
+// accept takes the first connection to the port that the host has opened, behind one
+// directory or two.
+func (p *program) accept() *program {
+	for fd := 4; fd <= 5; fd++ {
+		p.emit(i32(fd), i32(0), i32(0), invoke(sockAccept), drop)
+	}
+	return p
+}
+
 func (p *program) exit(code int) *program { return p.emit(i32(code), invoke(procExit)) }
 
 // forever does again and again what again adds.
@@ -118,17 +128,18 @@ func (p *program) module() []byte {
 	return bytes.Join([][]byte{
 		[]byte("\x00asm\x01\x00\x00\x00"),
 		section(1, []byte{
-			5,
+			6,
 			0x60, 9, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0x7e, 0x7e, 0x7f, 0x7f, 1, 0x7f, // path_open
 			0x60, 4, 0x7f, 0x7f, 0x7f, 0x7f, 1, 0x7f, // fd_write
 			0x60, 1, 0x7f, 0, // proc_exit
 			0x60, 0, 0, // _start
 			0x60, 2, 0x7f, 0x7f, 1, 0x7f, // args_sizes_get
+			0x60, 3, 0x7f, 0x7f, 0x7f, 1, 0x7f, // sock_accept
 		}),
-		section(2, []byte{4}, imported("path_open", 0), imported("fd_write", 1), imported("proc_exit", 2), imported("args_sizes_get", 4)),
+		section(2, []byte{5}, imported("path_open", 0), imported("fd_write", 1), imported("proc_exit", 2), imported("args_sizes_get", 4), imported("sock_accept", 5)),
 		section(3, []byte{1, 3}),
 		section(5, []byte{1, 0}, unsigned(pages)),
-		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 4}),
+		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 5}),
 		section(10, []byte{1}, unsigned(len(body)), body),
 		section(11, []byte{1, 0}, i32(origin), []byte{0x0b}, unsigned(len(p.data)), p.data),
 	}, nil)

@@ -8,7 +8,6 @@
 //	/exit/N     exits
 //	/panic      aborts the answer in the middle
 //	/hang       begins to answer, and ends when the client has gone
-//	/stuck      computes for ever; there is nobody then to answer anything else
 //	/gone       how many clients have gone
 //	/span/N     how many of these requests it serves at the moment, after N ms
 //	/conns      how many connections there have been, and are
@@ -57,10 +56,6 @@ func main() {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		gone.Add(1)
-	})
-	mux.HandleFunc("/stuck", func(http.ResponseWriter, *http.Request) {
-		for { //nolint:staticcheck // that is what it is for
-		}
 	})
 	mux.HandleFunc("/gone", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, gone.Load()) })
 	mux.HandleFunc("/span/", func(w http.ResponseWriter, r *http.Request) {
