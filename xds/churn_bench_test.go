@@ -107,29 +107,6 @@ func (b *bed) churn(ctx context.Context, services int, pause time.Duration) {
 	}
 }
 
-// BenchmarkMemory measures what the gateway holds for each service with one revision,
-// one pod and two hosts: beside the objects themselves, of which it has a trimmed copy
-// that is measured apart.
-func BenchmarkMemory(b *testing.B) {
-	const services = 1000 // however large b.N is: no time is measured
-	bed := newBed(b, "127.112.0")
-	bed.addNode("node-a")
-	empty := held()
-	for i := range services {
-		name := fmt.Sprintf("svc-%d", i)
-		bed.addRevision(name, translateHTTP1)
-		bed.addPod(name, "node-a")
-		bed.addIngress(name, rule("External", name+".example.com", path(to(name))), rule("Local", name+".default", path(to(name))))
-	}
-	objects := held()
-	bed.startGateway()
-	envoytest.Start(b, bed.cfg)
-	bed.waitReady(fmt.Sprintf("svc-%d", services-1))
-	bed.waitEndpoints()
-	b.ReportMetric(float64(held()-objects)/services, "B/service")
-	b.ReportMetric(float64(objects-empty)/services, "objects-B/service")
-}
-
 // held returns the bytes of live objects.
 func held() int64 {
 	runtime.GC()
