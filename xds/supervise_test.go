@@ -185,12 +185,16 @@ func TestSupervisorAdoptsEnvoy(t *testing.T) {
 	left := b.leave(cfg)
 
 	l := startLoad(b.cfg.Envoy.HTTPAddress, "sort.example.com", 1)
+	if err := os.Remove(filepath.Join(cfg.Dir, "envoy.pid")); err != nil {
+		t.Fatal(err)
+	}
 	stop := b.supervise(cfg)
-	b.addIngress("more", rule("External", "more.example.com", path(to("sort-1"))))
-	b.waitReady("more")
+	b.until("an Envoy", func() bool { return pidOf(cfg.Dir) != 0 })
 	if got := pidOf(cfg.Dir); got != left {
 		t.Errorf("pid is %d, want that of the Envoy that was there, %d", got, left)
 	}
+	b.addIngress("more", rule("External", "more.example.com", path(to("sort-1"))))
+	b.waitReady("more")
 	l.end(t)
 	if err := syscall.Kill(left, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
