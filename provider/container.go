@@ -518,6 +518,7 @@ func (c *container) remove(f *function) <-chan struct{} {
 // ended records how a run has ended, for the given cause or by itself, unless just
 // the node stops: its next start will find that.
 func (c *container) ended(cause error, f *function, err error) {
+	c.pod.ends(cause) // before the container's end is told: both may be the pod's
 	patched := errors.Is(cause, errPatched)
 	if cause != nil && !patched && !isEnd(cause) {
 		return

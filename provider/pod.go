@@ -176,14 +176,16 @@ func (p *pod) work(ctx context.Context) {
 // stopping returns what marks the pod as one of which nothing runs again, if it
 // is not just the node that stops.
 func (p *pod) stopping(work context.Context) func() {
-	return func() {
-		cause := context.Cause(work)
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.ending = p.ending || errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline)
-		if errors.Is(cause, errDeadline) {
-			p.failed = errDeadline
-		}
+	return func() { p.ends(context.Cause(work)) }
+}
+
+// ends marks the pod as ended by a cause, unless it is just the node that stops.
+func (p *pod) ends(cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ending = p.ending || errors.Is(cause, errDeleted) || errors.Is(cause, errDeadline)
+	if errors.Is(cause, errDeadline) {
+		p.failed = errDeadline
 	}
 }
 
