@@ -29,17 +29,19 @@ func program(t *testing.T, o options) *function {
 	return f
 }
 
-// nothingLeft waits until no instance is left: an answer may be read before its
-// guest has ended, but every guest ends.
+// nothingLeft waits until no instance is left, nor memory of one: an answer may be
+// read before its guest has ended, and the request of a client that has gone may
+// only begin, but every guest ends.
 func (f *function) nothingLeft(t *testing.T) {
 	t.Helper()
-	for until := time.Now().Add(30 * time.Second); f.Usage().Instances > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatalf("%d instances are left", f.Usage().Instances)
+	for until := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		used := f.Usage()
+		if used.Instances == 0 && used.Memory == 0 {
+			return
 		}
-	}
-	if held := f.Usage().Memory; held != 0 {
-		t.Errorf("%d bytes are held by nobody", held)
+		if time.Now().After(until) {
+			t.Fatalf("%d instances are left, and %d bytes", used.Instances, used.Memory)
+		}
 	}
 }
 
