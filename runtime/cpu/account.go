@@ -35,7 +35,9 @@ type account struct {
 	at     time.Duration
 	// paidAt is when the limit would have allowed the last use to end.
 	paidAt time.Duration
-	// kept is how long threads were kept from others, as of at.
+	// kept is how long threads were kept from others, as of at, less the time since
+	// then in which the pod used no core: who comes by with short requests and leaves
+	// most of the time shouldn't go to the end of anybody's queue.
 	kept time.Duration
 }
 
@@ -47,9 +49,6 @@ const (
 	// threadInterval is how long threads are kept from others that wait for their
 	// cores, by all instances of a pod one after another: many end before.
 	threadInterval = 40 * time.Microsecond
-	// threadRest is how long a pod that uses no core keeps none. Who comes by with
-	// a short request now and then shouldn't go to the end of anybody's queue.
-	threadRest = 200 * time.Microsecond
 	// leastUse is what a use counts for at least: who gives the core back works on,
 	// as a rule, for the guest's sake.
 	leastUse = 10 * time.Microsecond
@@ -58,9 +57,7 @@ const (
 // charge accounts for a use that ends now. It says whether a thread should be
 // yielded before the next one.
 func (a *account) charge(now, used time.Duration) (yield bool) {
-	if now-used-a.at > threadRest {
-		a.kept = 0
-	}
+	a.kept = max(a.kept-max(now-used-a.at, 0), 0)
 	if a.kept += max(used, leastUse); a.kept >= threadInterval {
 		a.kept, yield = 0, true
 	}

@@ -245,9 +245,10 @@ func (t *Turn) handOn(ctx context.Context) error {
 	return t.wait(ctx)
 }
 
-// letOthers yields to the kernel if the turn's pod hasn't for a while.
+// letOthers yields to the kernel if the turn's pod hasn't for a while. With a core
+// that no guest has, other threads need none of this one's.
 func (t *Turn) letOthers() {
-	if t.share.owes.Load() && t.share.owes.CompareAndSwap(true, false) {
+	if t.share.owes.Load() && t.share.cores.free.Load() <= 0 && t.share.owes.CompareAndSwap(true, false) {
 		yieldThread()
 		t.since = t.share.cores.now() // what others had isn't its own
 	}
