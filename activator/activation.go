@@ -8,6 +8,12 @@ import (
 	"knative.dev/serving/pkg/autoscaler/metrics"
 )
 
+// pokeAfter is how long after a start has begun the autoscaler is told of it.
+//
+// See RATIONALE.md "Why does a cold request both start the function and tell the
+// autoscaler?"
+const pokeAfter = 5 * time.Millisecond
+
 // startAgainAfter is how long after a start that failed the next one may be
 // tried. A broken function must not cost a start per request.
 const startAgainAfter = time.Second
@@ -18,9 +24,9 @@ const reasonCordoned = "this node is cordoned: it starts nothing ahead of its po
 // mayStart is whether functions start here ahead of their Pods.
 func (a *Activator) mayStart() bool { return !a.draining.Load() && a.cfg.MayStart() }
 
-// activate asks for the revision twice: of the autoscaler, by a stat sent at
-// once, and of this node, by an early start. It returns without waiting; the
-// started function becomes a target, and whoever waits for a slot gets it.
+// activate asks for the revision twice: of this node, by an early start, and of the
+// autoscaler, by a stat sent ahead of the next report. It returns without waiting;
+// the started function becomes a target, and whoever waits for a slot gets it.
 //
 // One call at a time does so per revision; the others join it by waiting.
 func (a *Activator) activate(revision Revision, e *entry) {
@@ -44,9 +50,7 @@ func (a *Activator) activate(revision Revision, e *entry) {
 		a.start(ctx, revision, e)
 	}()
 	if revision.PodAfter == 0 {
-		// The start is on the request's path and the stat isn't: in this order,
-		// the start runs while the stat is marshalled.
-		a.poke(revision, e)
+		a.pokeSoon(revision, e)
 	}
 }
 
@@ -86,6 +90,27 @@ func (a *Activator) poke(revision Revision, e *entry) {
 	if stat, ok := e.load.poke(revision.NamespacedName, a.cfg.NodeName); ok {
 		a.cfg.Report([]metrics.StatMessage{stat})
 	}
+}
+
+// pokeSoon is poke after pokeAfter. What is told then was counted now: the request
+// may be over.
+func (a *Activator) pokeSoon(revision Revision, e *entry) {
+	stat, ok := e.load.poke(revision.NamespacedName, a.cfg.NodeName)
+	if !ok {
+		return
+	}
+	ctx, ok := a.beginStart()
+	if !ok {
+		return
+	}
+	go func() {
+		defer a.starts.Done()
+		select {
+		case <-time.After(pokeAfter):
+			a.cfg.Report([]metrics.StatMessage{stat})
+		case <-ctx.Done(): // nothing is reported any more
+		}
+	}()
 }
 
 // wake activates a revision for which requests wait that no target is left for.
