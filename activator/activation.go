@@ -72,9 +72,16 @@ func (a *Activator) start(ctx context.Context, revision Revision, e *entry) {
 		e.load.demand.hurry() // somebody waits for the Pod
 		a.poke(revision, e)
 	}
+	pass(ctx, startAgainAfter)
+}
+
+// pass lets d pass, and reports whether ctx has gone on as long.
+func pass(ctx context.Context, d time.Duration) bool {
 	select {
-	case <-time.After(startAgainAfter):
+	case <-time.After(d):
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -105,10 +112,8 @@ func (a *Activator) pokeSoon(revision Revision, e *entry) {
 	}
 	go func() {
 		defer a.starts.Done()
-		select {
-		case <-time.After(pokeAfter):
+		if pass(ctx, pokeAfter) {
 			a.cfg.Report([]metrics.StatMessage{stat})
-		case <-ctx.Done(): // nothing is reported any more
 		}
 	}()
 }
@@ -127,7 +132,8 @@ func (a *Activator) admitStarts(ctx context.Context) {
 	a.running = ctx
 }
 
-// beginStart counts a start that is about to run, unless Run has ended.
+// beginStart counts a start, or what is told of one, that is about to run, unless Run
+// has ended.
 func (a *Activator) beginStart() (context.Context, bool) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()

@@ -13,6 +13,7 @@ import (
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/xds/server"
 	"github.com/wisp-serving/wisp/xds/translate"
 	"go.opentelemetry.io/otel/attribute"
@@ -86,10 +87,7 @@ func newBed(t testing.TB, subnet string) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "wisp") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := envoytest.Dir(t)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := config.DefaultGateway()
 	cfg.XDSSocket = filepath.Join(dir, "xds.sock")

@@ -37,10 +37,7 @@ import (
 // only the objects come from here instead of an API server.
 func gateway(t testing.TB, functions map[string]*function) (addr string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "wisp") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := envoytest.Dir(t)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := config.DefaultGateway()
 	cfg.XDSSocket = filepath.Join(dir, "xds.sock")

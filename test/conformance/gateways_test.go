@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/wisp-serving/wisp/config"
+	"github.com/wisp-serving/wisp/test/envoytest"
 	"github.com/wisp-serving/wisp/test/platform"
 )
 
@@ -98,10 +99,7 @@ type gateway struct {
 // newGateway prepares one whose Envoy listens at port 80 of two addresses.
 func newGateway(t *testing.T, p *platform.Platform, external, internal string) *gateway {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "wisp") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := envoytest.Dir(t)
 	g := &gateway{external: external, internal: internal, dir: dir}
 	t.Cleanup(func() {
 		g.stop()

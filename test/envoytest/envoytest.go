@@ -34,6 +34,17 @@ func Binary(t testing.TB) string {
 	return path
 }
 
+// Dir makes a folder whose name is short enough for a socket in it, which that of
+// t.TempDir isn't. Whoever asks removes it.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wisp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // Process is a running Envoy.
 type Process struct {
 	cmd      *exec.Cmd
