@@ -283,13 +283,14 @@ func (s *Supervisor) succeeds(ctx context.Context, p *process) bool {
 // retire drains and ends the others, without waiting for it: their connections may
 // last.
 func (s *Supervisor) retire() {
-	for _, p := range s.others {
-		s.retiring.Go(func() {
-			s.stop(p, connections)
-			s.cfg.Log.Infow("envoy of an earlier gateway has ended", "pid", p.pid)
-		})
-	}
+	all := s.others
 	s.others = nil
+	s.retiring.Go(func() {
+		s.stop(all, connections)
+		for _, p := range all {
+			s.cfg.Log.Infow("envoy of an earlier gateway has ended", "pid", p.pid)
+		}
+	})
 }
 
 // end drains and ends every Envoy that is left, or leaves it where it is kept.
@@ -304,19 +305,29 @@ func (s *Supervisor) end() {
 		}
 		return
 	}
-	for _, p := range all {
-		s.retiring.Go(func() { s.stop(p, requests) })
-	}
+	s.stop(all, requests)
 	s.retiring.Wait()
 	_ = os.Remove(s.pidFile())
 }
 
-// stop has an Envoy take no new connection, waits until it has nothing of a kind any
-// more, but no longer than DrainTimeout, ends it, and waits until it has ended.
-func (s *Supervisor) stop(p *process, of activity) {
+// stop has Envoys take no new connection, waits until each has nothing of a kind any
+// more, but no longer than DrainTimeout, ends it, and waits until all have ended.
+func (s *Supervisor) stop(all []*process, of activity) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
-	p.drain(ctx, of)
-	p.end(stopGrace)
-	p.forget()
+	each := func(do func(p *process)) {
+		var busy sync.WaitGroup
+		for _, p := range all {
+			busy.Go(func() { do(p) })
+		}
+		busy.Wait()
+	}
+	// Clients are told to come anew once none of them listens. Before, some would come
+	// to one that does, and be reset as it stops.
+	each(func(p *process) { p.close(ctx) })
+	each(func(p *process) {
+		p.sendAway(ctx, of)
+		p.end(stopGrace)
+		p.forget()
+	})
 }

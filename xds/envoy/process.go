@@ -208,19 +208,22 @@ const (
 	connections activity = `^http\..+\.downstream_cx_active$`
 )
 
-// drain has an Envoy take no new connection, and close each of those that there are
-// after its next answer. It returns when there is nothing of a kind any more, or when
-// the process or ctx has ended.
-func (p *process) drain(ctx context.Context, of activity) {
+// close has an Envoy take no new connection, and returns when its listeners are
+// closed, or when the process or ctx has ended.
+func (p *process) close(ctx context.Context) {
 	if _, err := p.ask(ctx, http.MethodPost, "/drain_listeners"); err != nil {
 		return // it doesn't serve
 	}
-	// Clients are told to come anew once its listeners are closed. Before, some would
-	// come to it, and be reset as they close.
 	p.until(ctx, func() (bool, error) {
 		n, err := p.count(ctx, `^listener_manager\.listener_stopped$`)
 		return n > 0, err
 	})
+}
+
+// sendAway has an Envoy close each of its connections after its next answer. It
+// returns when there is nothing of a kind any more, or when the process or ctx has
+// ended.
+func (p *process) sendAway(ctx context.Context, of activity) {
 	if _, err := p.ask(ctx, http.MethodPost, "/healthcheck/fail"); err != nil {
 		return
 	}
