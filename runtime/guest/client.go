@@ -104,6 +104,7 @@ func (c *client) begin(r *http.Request) (*trip, error) {
 	t.parts.Store(1)
 	if r.Body != nil {
 		t.parts.Store(2)
+		t.sent = make(chan struct{})
 	}
 	ctx := r.Context()
 	t.stop = context.AfterFunc(ctx, func() { t.fail(context.Cause(ctx)) })
@@ -186,6 +187,7 @@ type trip struct {
 	parts   atomic.Int32
 	left    atomic.Bool           // client.leave was called for it
 	spoilt  atomic.Bool           // no other request may use the connection
+	sent    chan struct{}         // closed when the body's part has ended; nil without a body
 	cause   atomic.Pointer[error] // why it was closed, nil if it wasn't
 
 	// What follows is the answer's.
@@ -229,6 +231,36 @@ func (t *trip) end() {
 	t.leave()
 }
 
+// endSent ends the body's part.
+func (t *trip) endSent() {
+	t.end()
+	close(t.sent)
+}
+
+// sentWithin is for how long the end of an answer waits for that of the request's body.
+// It is net/http's (maxWriteWaitBeforeConnReuse in transport.go).
+const sentWithin = 50 * time.Millisecond
+
+// awaitSent waits until the request's body is sent. The guest has read it, as a rule,
+// and its sender is about to see that; but once the answer is whole, the request's
+// context ends, and closes the connection.
+func (t *trip) awaitSent() {
+	if t.sent == nil {
+		return
+	}
+	select {
+	case <-t.sent:
+		return
+	default:
+	}
+	timer := time.NewTimer(sentWithin)
+	defer timer.Stop()
+	select {
+	case <-t.sent:
+	case <-timer.C:
+	}
+}
+
 // unknown is whether the guest knows nothing of the request, which can be sent again.
 func (t *trip) unknown() bool {
 	return t.reused && t.request.Body == nil && !t.heard && t.conn.Taken() == t.taken && t.cause.Load() == nil
@@ -240,10 +272,10 @@ func (t *trip) there() (*http.Response, error) {
 	switch {
 	case t.request.Body == nil:
 	case err != nil:
-		t.end()
+		t.endSent()
 	default:
 		go func() {
-			defer t.end()
+			defer t.endSent()
 			t.sendBody()
 		}()
 	}
@@ -449,6 +481,8 @@ func (b *answerBody) end(err error) {
 		b.err = *b.cause.Load()
 	case b.reader.Buffered() > 0: // nobody has asked for that
 		b.spoilt.Store(true)
+	default:
+		b.awaitSent()
 	}
 	b.forget()
 	b.trip.end()
