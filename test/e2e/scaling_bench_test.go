@@ -46,7 +46,7 @@ func BenchmarkColdAgainstWarm(b *testing.B) {
 		{name: "sort-waiting", module: p.SortModule, body: numbers, flags: []string{"--annotation", config.EarlyStartAnnotation + "=false"}},
 		{name: "go", module: puppet, body: `{"args":["out","hello"]}`},
 		{name: "go-waiting", module: puppet, body: `{"args":["out","hello"]}`, flags: []string{"--annotation", config.EarlyStartAnnotation + "=false"}},
-		{name: "sort-on-disk", module: p.SortModule, body: numbers, before: func(b *testing.B) { p.Kill(b, "wisp-node") }},
+		{name: "sort-on-disk", module: p.SortModule, body: numbers, before: func(b *testing.B) { p.Restart(b, "wisp-node") }},
 	}
 	var table strings.Builder
 	fmt.Fprintf(&table, "%-13s %6s  %8s %8s  %8s %8s  %8s %8s\n", "in ms", "cycles", "cold p50", "p99", "warm p50", "p99", "more p50", "p99")

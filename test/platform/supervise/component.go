@@ -66,7 +66,8 @@ func (c Component) stopTimeout() time.Duration {
 }
 
 // Backoff is the pause before a restart: First, doubled with each further
-// death, at most Max. A component that was ready for Forget starts over.
+// death, at most Max. A component that ran for Forget, or that was ready and ended
+// with status 0, starts over.
 type Backoff struct {
 	First, Max, Forget time.Duration
 }

@@ -195,6 +195,35 @@ func TestRestart_waits_until_ready(t *testing.T) {
 	}
 }
 
+// A restart that was asked for, however often, isn't a crash loop.
+func TestRestart_is_no_death(t *testing.T) {
+	dir := t.TempDir()
+	a := sample(dir, "a")
+	// Else what the process before has said would pass for this one's being ready.
+	a.Prepare = func(context.Context) error { return os.WriteFile(filepath.Join(dir, "a.log"), nil, 0o600) }
+	s, r, stop := start(t, dir, a)
+	awaitReady(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, end := range []func(context.Context, string) error{observe(dir).Kill, observe(dir).Kill, observe(dir).Restart, observe(dir).Restart, observe(dir).Kill} {
+		if err := end(ctx, "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range r.lines {
+		if d, ok := strings.CutPrefix(l, "a: starting again in "); ok {
+			got = append(got, d)
+		}
+	}
+	if diff := cmp.Diff([]string{"1ms", "2ms", "1ms", "1ms", "2ms"}, got); diff != "" {
+		t.Errorf("pauses (-want +got):\n%s", diff)
+	}
+}
+
 func TestObserver_says_what_it_waits_for(t *testing.T) {
 	dir := t.TempDir()
 	s, _, _ := start(t, dir, sample(dir, "a"))

@@ -29,6 +29,7 @@ type child struct {
 	logOffset int64         // where its output begins in the log
 	exited    chan struct{} // closed when it has been waited for
 	exit      string        // how it ended; set before exited is closed
+	clean     bool          // it ended with status 0, as what is asked to end does; set with exit
 }
 
 // errStopped says that the supervisor stops and nothing went wrong.
@@ -70,7 +71,7 @@ func (u *unit) keep(ctx context.Context, c *child) {
 			u.stop(c)
 			return
 		case <-c.exited:
-			if time.Since(c.started) > u.s.cfg.Backoff.Forget {
+			if c.clean || time.Since(c.started) > u.s.cfg.Backoff.Forget {
 				deaths = 0
 			}
 			deaths++
@@ -179,7 +180,7 @@ func (u *unit) spawn() (*child, error) {
 	go func() {
 		defer close(c.exited)
 		_ = cmd.Wait() // says no more than the state
-		c.exit = cmd.ProcessState.String()
+		c.exit, c.clean = cmd.ProcessState.String(), cmd.ProcessState.Success()
 		u.s.update(u, func(st *Status) { st.Process, st.LastExit = Process{}, c.exit })
 	}()
 	return c, nil
