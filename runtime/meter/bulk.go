@@ -21,14 +21,14 @@ const (
 // can be large.
 func (e *emitter) bulk(in instr) {
 	if !e.m.large(in) {
-		small := e.last.op == opI32Const && e.last.a <= inlineBytes
+		small := e.last[0].op == opI32Const && e.last[0].a <= inlineBytes
 		if !small {
 			e.out = asm(e.out).call(e.m.helperIndex(helperCharge))
 		}
 		e.copy(in)
 		return
 	}
-	if e.last.op == opI32Const && e.last.a <= inlineBytes {
+	if e.last[0].op == opI32Const && e.last[0].a <= inlineBytes {
 		e.copy(in)
 		return
 	}

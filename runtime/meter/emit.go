@@ -13,8 +13,9 @@ type emitter struct {
 	// charged is where, in the function's code, the block of instructions ends
 	// that is paid for.
 	charged int
-	// last is the instruction before.
-	last instr
+	// last are the instructions before, the latest first.
+	last     [2]instr
+	dispatch dispatch
 }
 
 func newEmitter(m *module) *emitter {
@@ -29,7 +30,8 @@ func (e *emitter) emit(i int) error {
 	e.r = reader{buf: e.f.body, base: e.f.base, types: uint32(len(e.m.types))}
 	e.locals()
 	e.begin()
-	e.last, e.charged = instr{}, 0
+	e.last, e.charged = [2]instr{}, 0
+	e.dispatch.begin()
 	if e.f.counts {
 		e.takeStack()
 	}
@@ -47,7 +49,7 @@ func (e *emitter) emit(i int) error {
 			return e.r.err
 		}
 		e.instr(in)
-		e.last = in
+		e.last = [2]instr{in, e.last[0]}
 	}
 	return nil
 }
@@ -183,7 +185,7 @@ func (e *emitter) loopsAtOnce() bool {
 		cost += in.cost
 		switch in.op {
 		case opLoop:
-			return true
+			return !e.f.flat
 		case opBlock, opIf, opElse, opEnd, opTryTable,
 			opBr, opBrIf, opBrTable, opBrOnNull, opBrOnNonNull, opCall, opCallIndirect, opCallRef,
 			opReturn, opUnreachable, opThrow, opThrowRef, opReturnCallIndirect, opReturnCallRef:
@@ -214,6 +216,11 @@ func (e *emitter) instr(in instr) {
 	case opBlock, opIf, opLoop, opTryTable, opElse, opEnd:
 		e.structure(in)
 	case opBr, opBrTable, opBrIf, opBrOnNull, opBrOnNonNull:
+		if depth, ok := e.dispatch.ahead(e.last[1], e.last[0], in, e.depth()); ok {
+			e.branchTo(opBr, depth)
+			e.dead = true
+			return
+		}
 		e.labels(in)
 		e.r.targets(in, e.branch)
 		e.dead = e.dead || in.op == opBr || in.op == opBrTable
@@ -243,6 +250,7 @@ func (e *emitter) structure(in instr) {
 	case opEnd:
 		last := len(e.frames) == 1
 		twice := e.top().twice
+		e.dispatch.end(e.depth())
 		caught := e.leave()
 		if twice {
 			e.out = append(e.out, byte(opElse), byte(opBr), 3, byte(opEnd), byte(opEnd), byte(opElse))
@@ -255,8 +263,19 @@ func (e *emitter) structure(in instr) {
 		}
 		return
 	}
-	if in.op == opLoop && !e.dead {
+	if in.op == opLoop {
+		e.dispatch.find(e.r, in, e.depth()+1)
+	}
+	switch {
+	case in.op == opLoop && e.dispatch.begins(in) && e.f.flat:
+		e.out = append(e.out, byte(opBlock), emptyBlock)
+		e.enter(opBlock)
+		return
+	case in.op == opLoop && !e.dead:
 		e.loop(in)
+		return
+	}
+	if in.op == opIf && e.jumpIf() {
 		return
 	}
 	if in.op == opTryTable {
@@ -266,6 +285,33 @@ func (e *emitter) structure(in instr) {
 		e.copy(in)
 	}
 	e.enter(in.op)
+}
+
+// depth is how many blocks are around the instruction at hand.
+func (e *emitter) depth() int { return len(e.frames) - 1 }
+
+// branchTo writes a branch to the block of the given depth.
+func (e *emitter) branchTo(op opcode, depth int) {
+	label := uint32(e.depth() - depth)
+	e.out = appendU32(append(e.out, byte(op)), e.label(label))
+	e.branch(label)
+}
+
+// jumpIf writes a branch in place of an if in which there is nothing but a jump
+// ahead by the dispatch.
+func (e *emitter) jumpIf() bool {
+	if !e.f.private {
+		return false
+	}
+	r := e.r
+	value, set, br, end := r.instr(), r.instr(), r.instr(), r.instr()
+	depth, ok := e.dispatch.ahead(value, set, br, e.depth()+1)
+	if !ok || end.op != opEnd {
+		return false
+	}
+	e.branchTo(opBrIf, depth)
+	e.r.pos = r.pos
+	return true
 }
 
 func (e *emitter) call(in instr) {

@@ -118,15 +118,15 @@ const fuzzPages = 64
 // FuzzPrograms compares what programs do plain and metered.
 func FuzzPrograms(f *testing.F) {
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for i := range 400 {
 		choices := make([]byte, 20+random.IntN(400))
 		for i := range choices {
 			choices[i] = byte(random.Uint32())
 		}
-		f.Add(choices)
+		f.Add(choices, i%2 == 0)
 	}
-	f.Fuzz(func(t *testing.T, choices []byte) {
-		module := generate(choices)
+	f.Fuzz(func(t *testing.T, choices []byte, dispatching bool) {
+		module := generate(choices, dispatching)
 		rewritten, err := meter.Rewrite(module, meter.Options{})
 		if err != nil {
 			t.Fatal(err)

@@ -22,6 +22,9 @@ type facts struct {
 	calls span
 	// loops says that it has a loop, or what must check for itself otherwise.
 	loops bool
+	// flat says that it has a dispatch to which nothing jumps back, and private
+	// that the local by which its dispatch jumps is nothing else.
+	flat, private bool
 }
 
 type span struct{ from, to uint32 }
@@ -194,11 +197,13 @@ func (m *module) scan(i int, o Options) error {
 	f.calls.from = uint32(len(m.graph.edges))
 	r := reader{buf: f.body, base: f.base, types: uint32(len(m.types))}
 	var cost, nesting uint32
+	m.jumps.begin()
 	for r.more() {
 		in := r.instr()
 		if cost < 1<<20 {
 			cost += in.cost
 		}
+		m.jumps.scan(&r, in, int(nesting))
 		switch in.op {
 		case opBr, opBrIf:
 			r.isLabel(in.start, in.a, nesting)
@@ -209,7 +214,7 @@ func (m *module) scan(i int, o Options) error {
 			if nesting++; nesting > o.Nesting {
 				return m.limitOf(i, "nested blocks", uint64(nesting), uint64(o.Nesting))
 			}
-			f.loops = f.loops || in.op == opLoop || in.op == opTryTable
+			f.loops = f.loops || in.op == opLoop && !m.jumps.begins(in) || in.op == opTryTable
 		case opEnd:
 			nesting--
 			if nesting == ^uint32(0) && r.more() {
@@ -234,6 +239,8 @@ func (m *module) scan(i int, o Options) error {
 	if r.err == nil && nesting != ^uint32(0) {
 		r.fail(r.pos, "function ends within a block")
 	}
+	f.flat, f.private = m.jumps.found() && !m.jumps.loops, !m.jumps.leaks
+	f.loops = f.loops || m.jumps.found() && m.jumps.loops
 	m.typed = m.typed || r.typed
 	f.calls.to = uint32(len(m.graph.edges))
 	f.cost = cost

@@ -71,6 +71,7 @@ type module struct {
 	names *names
 
 	graph graph
+	jumps jumps
 	added added
 }
 

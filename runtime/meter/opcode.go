@@ -67,6 +67,9 @@ func (o opcode) String() string {
 	return fmt.Sprintf("%#x", uint16(o))
 }
 
+// emptyBlock is the type of a block without parameters or results.
+const emptyBlock = 0x40
+
 // shape is what follows an opcode.
 type shape byte
 

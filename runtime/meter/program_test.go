@@ -13,6 +13,13 @@ type program struct {
 	labels []byte
 	locals []byte // their types
 	result byte
+	// dispatching says that each function begins with a dispatch, which is dispatch.
+	dispatching bool
+	dispatch struct {
+		at           int // the loop's place in labels; 0 is none
+		blocks       int
+		local, turns byte
+	}
 }
 
 // The value types.
@@ -36,8 +43,8 @@ const programFunctions = 6
 // programGlobals are mutable, of these types.
 var programGlobals = []byte{i32, i64, f64}
 
-func generate(choices []byte) []byte {
-	p := &program{choices: choices}
+func generate(choices []byte, dispatching bool) []byte {
+	p := &program{choices: choices, dispatching: dispatching}
 	module := []byte("\x00asm\x01\x00\x00\x00")
 	section := func(id byte, content []byte) {
 		module = append(binary.AppendUvarint(append(module, id), uint64(len(content))), content...)
@@ -85,9 +92,12 @@ func (p *program) pick(n int) int {
 func (p *program) emit(code ...byte) { p.out = append(p.out, code...) }
 
 func (p *program) function(s signature) []byte {
-	p.out = []byte{4, 2, i32, 1, i64, 1, f32, 1, f64}
+	p.out = []byte{5, 2, i32, 1, i64, 1, f32, 1, f64, 2, i32}
 	p.locals = append(append([]byte(nil), s.params...), i32, i32, i64, f32, f64)
-	p.labels, p.result = []byte{s.result}, s.result
+	p.labels, p.result, p.dispatch.at = []byte{s.result}, s.result, 0
+	if p.dispatching {
+		p.dispatches()
+	}
 	for range 1 + p.pick(6) {
 		p.statement(0)
 	}
@@ -115,6 +125,10 @@ const deepest = 6
 func (p *program) statement(depth int) {
 	if len(p.choices) == 0 || depth > deepest {
 		p.emit(0x01)
+		return
+	}
+	if p.dispatch.at > 0 && p.pick(3) == 0 {
+		p.jump(depth)
 		return
 	}
 	switch p.pick(16) {
@@ -232,6 +246,74 @@ func (p *program) switches(depth int) {
 		p.labels = p.labels[:len(p.labels)-1]
 		p.emit(0x0b)
 		p.statement(depth + 1)
+	}
+}
+
+// dispatches emits code as Go's compiler makes it: a loop that begins with a jump
+// by the value of a local, to where it goes on, and in it jumps back that set the
+// local before.
+func (p *program) dispatches() {
+	n := 1 + p.pick(5)
+	d := &p.dispatch
+	d.blocks, d.local, d.turns = n, byte(len(p.locals)), byte(len(p.locals)+1)
+	if p.pick(2) == 0 {
+		p.locals = append(p.locals, i32) // all else can use it too
+	}
+	p.emit(0x41, byte(p.pick(n+2)), 0x21, d.local, 0x41, 20, 0x21, d.turns)
+	p.emit(0x02, 0x40, 0x03, 0x40)
+	d.at = len(p.labels) + 1
+	for range n {
+		p.emit(0x02, 0x40)
+	}
+	p.labels = append(p.labels, make([]byte, n+2)...)
+	p.emit(0x20, d.local, 0x0e, byte(n))
+	for range n + 1 {
+		to := p.pick(n + 1)
+		if to == n {
+			to++ // to behind the loop, not to its beginning for ever
+		}
+		p.emit(byte(to))
+	}
+	for range n {
+		p.labels = p.labels[:len(p.labels)-1]
+		p.emit(0x0b)
+		for range p.pick(4) {
+			p.statement(1)
+		}
+	}
+	p.labels = p.labels[:len(p.labels)-2]
+	p.emit(0x0b, 0x0b)
+	d.at = 0
+}
+
+// jump emits one by the dispatch, or what looks like it.
+func (p *program) jump(depth int) {
+	d := p.dispatch
+	back := func(inner int) byte { return byte(len(p.labels) - 1 - d.at + inner) }
+	to := byte(p.pick(d.blocks + 2))
+	p.emit(0x20, d.turns, 0x41, 1, 0x6b, 0x22, d.turns, 0x45, 0x0d, back(1)) // no more turns: leave
+	switch p.pick(8) {
+	case 0, 1, 2:
+		p.value(i32, depth+1)
+		p.emit(0x04, 0x40, 0x41, to, 0x21, d.local, 0x0c, back(1), 0x0b)
+	case 3:
+		p.value(i32, depth+1)
+		p.emit(0x04, 0x40, 0x41, to, 0x21, d.local, 0x0c, back(1), 0x05)
+		p.labels = append(p.labels, 0)
+		p.statement(depth + 1)
+		p.labels = p.labels[:len(p.labels)-1]
+		p.emit(0x0b)
+	case 4:
+		p.value(i32, depth+1)
+		p.emit(0x41, to, 0x21, d.local, 0x0d, back(0))
+	case 5:
+		p.value(i32, depth+1)
+		p.emit(0x21, d.local, 0x0c, back(0))
+	case 6:
+		p.value(p.anyType(), depth+1) // is left on the stack
+		p.emit(0x41, to, 0x21, d.local, 0x0c, back(0))
+	default:
+		p.emit(0x41, to, 0x21, d.local, 0x0c, back(0))
 	}
 }
 
