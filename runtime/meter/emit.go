@@ -7,15 +7,16 @@ type emitter struct {
 	path
 	r reader
 	f *function
-	// scratch is a local for the balance, and left one for the stack that is
-	// left.
-	scratch, left uint32
+	// scratch is a local for the balance, left one for the stack that is left, and base
+	// one for the base of a run's accesses.
+	scratch, left, base uint32
 	// charged is where, in the function's code, the block of instructions ends
 	// that is paid for.
 	charged int
 	// last are the instructions before, the latest first.
 	last     [2]instr
 	dispatch dispatch
+	run      run
 }
 
 func newEmitter(m *module) *emitter {
@@ -32,6 +33,7 @@ func (e *emitter) emit(i int) error {
 	e.begin()
 	e.last, e.charged = [2]instr{}, 0
 	e.dispatch.begin()
+	e.run.end = 0
 	if e.f.counts {
 		e.takeStack()
 	}
@@ -43,6 +45,9 @@ func (e *emitter) emit(i int) error {
 	for e.r.more() {
 		if e.r.pos >= e.charged && !e.dead {
 			e.pay()
+		}
+		if e.m.byGo && e.r.pos >= e.run.end && !e.dead {
+			e.run.read(e.r)
 		}
 		in := e.r.instr()
 		if e.r.err != nil {
@@ -65,6 +70,10 @@ func (e *emitter) locals() {
 	}
 	if f.light && !f.counts {
 		added = 0
+	}
+	e.base = e.scratch + added
+	if e.m.byGo {
+		added++
 	}
 	groups := f.groups
 	if added > 0 {
@@ -212,6 +221,9 @@ func (e *emitter) copy(in instr) {
 
 // instr writes one instruction.
 func (e *emitter) instr(in instr) {
+	if e.edited(in) {
+		return
+	}
 	switch in.op {
 	case opBlock, opIf, opLoop, opTryTable, opElse, opEnd:
 		e.structure(in)

@@ -125,8 +125,8 @@ func FuzzPrograms(f *testing.F) {
 		}
 		f.Add(choices, i%2 == 0)
 	}
-	f.Fuzz(func(t *testing.T, choices []byte, dispatching bool) {
-		module := generate(choices, dispatching)
+	f.Fuzz(func(t *testing.T, choices []byte, byGo bool) {
+		module := generate(choices, byGo)
 		rewritten, err := meter.Rewrite(module, meter.Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -145,6 +145,7 @@ func compare(t *testing.T, module, rewritten []byte) {
 	if bytes.Contains(module, []byte{0xfc, 0x0f}) {
 		return // table.grow, whose plain maximum may be gigabytes
 	}
+	byGo := bytes.Contains(module, []byte(producers))
 	metered := newWorld(t, true)
 	plain := newWorld(t, false)
 	if !metered.instantiate(rewritten) {
@@ -158,8 +159,12 @@ func compare(t *testing.T, module, rewritten []byte) {
 		if !ended {
 			return // its state is of no use any more
 		}
-		if want, _ := plain.call(name); got != want {
+		want, _ := plain.call(name)
+		if got != want {
 			t.Fatalf("%s: got %s metered, want %s as plain", name, got, want)
+		}
+		if byGo && strings.Contains(got, "out of bounds memory access") {
+			return // which may have come before a store
 		}
 		if got, want := metered.state(), plain.state(); got != want {
 			t.Fatalf("after %s: got %s metered, want %s as plain", name, got, want)

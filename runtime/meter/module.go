@@ -69,6 +69,8 @@ type module struct {
 	// request.
 	typed bool
 	names *names
+	// byGo says that Go's compiler has made the module.
+	byGo bool
 
 	graph graph
 	jumps jumps

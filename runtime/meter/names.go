@@ -1,6 +1,9 @@
 package meter
 
-import "unicode/utf8"
+import (
+	"bytes"
+	"unicode/utf8"
+)
 
 // names are a module's own names for itself and its functions, which the engine
 // puts into stack traces.
@@ -20,6 +23,9 @@ const (
 // and what says where code is would be wrong now.
 func (m *module) custom(s *reader) {
 	switch name := s.name(); {
+	case name == "producers":
+		m.byGo = m.byGo || bytes.Contains(s.buf[s.pos:], []byte("\x0eGo cmd/compile"))
+		return
 	case name != "name" || s.err != nil:
 		return
 	case m.names != nil:

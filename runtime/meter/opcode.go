@@ -1,6 +1,9 @@
 package meter
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // opcode is an instruction's code: one byte, or a prefix in the high byte and
 // the code after it in the low one.
@@ -29,15 +32,25 @@ const (
 	opTryTable           opcode = 0x1f
 	opTableGet           opcode = 0x25
 	opTableSet           opcode = 0x26
+	opDrop               opcode = 0x1a
 	opLocalGet           opcode = 0x20
 	opLocalSet           opcode = 0x21
 	opLocalTee           opcode = 0x22
 	opGlobalGet          opcode = 0x23
 	opGlobalSet          opcode = 0x24
+	opI32Load            opcode = 0x28
+	opI32Load8U          opcode = 0x2d
+	opI32Store           opcode = 0x36
+	opI64Store32         opcode = 0x3e
 	opMemorySize         opcode = 0x3f
 	opMemoryGrow         opcode = 0x40
 	opI32Const           opcode = 0x41
 	opI64Const           opcode = 0x42
+	opI32Add             opcode = 0x6a
+	opI32Sub             opcode = 0x6b
+	opI64Add             opcode = 0x7c
+	opI32Wrap            opcode = 0xa7
+	opI64ExtendI32U      opcode = 0xad
 	opRefNull            opcode = 0xd0
 	opRefFunc            opcode = 0xd2
 	opRefAsNonNull       opcode = 0xd4
@@ -244,10 +257,10 @@ func (r *reader) instr() instr {
 	case index:
 		in.a = r.u32()
 	case memArg:
-		if r.u32() >= 32 {
+		if in.a = r.u32(); in.a >= 32 {
 			r.fail(in.start, "alignment of more than 2^31")
 		}
-		r.u32()
+		in.b = r.u32()
 	default:
 		r.rest(&in, s)
 	}
@@ -295,7 +308,7 @@ func (r *reader) rest(in *instr, s shape) {
 	case constI32:
 		in.a = uint32(r.signed(32))
 	case constI64:
-		r.signed(64)
+		in.a = uint32(min(uint64(r.signed(64)), math.MaxUint32))
 	case block:
 		r.blockType()
 	case tryTable:

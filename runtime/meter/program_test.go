@@ -13,13 +13,16 @@ type program struct {
 	labels []byte
 	locals []byte // their types
 	result byte
-	// dispatching says that each function begins with a dispatch, which is dispatch.
-	dispatching bool
+	// byGo says that the module looks as if Go's compiler had made it: each function
+	// begins with a dispatch, has a local from which there are many accesses, and no
+	// address has wrapped around.
+	byGo     bool
 	dispatch struct {
 		at           int // the loop's place in labels; 0 is none
 		blocks       int
 		local, turns byte
 	}
+	base byte // the local
 }
 
 // The value types.
@@ -38,13 +41,16 @@ type signature struct {
 
 var signatures = []signature{{nil, i32}, {[]byte{i32}, i32}, {[]byte{i32, i64}, i64}, {[]byte{f64}, f64}, {[]byte{i32, i32, i32}, i32}}
 
+// producers is a section that says that Go's compiler has made the module.
+const producers = "\x09producers\x01\x0cprocessed-by\x01\x0eGo cmd/compile\x06go1.26"
+
 const programFunctions = 6
 
 // programGlobals are mutable, of these types.
 var programGlobals = []byte{i32, i64, f64}
 
-func generate(choices []byte, dispatching bool) []byte {
-	p := &program{choices: choices, dispatching: dispatching}
+func generate(choices []byte, byGo bool) []byte {
+	p := &program{choices: choices, byGo: byGo}
 	module := []byte("\x00asm\x01\x00\x00\x00")
 	section := func(id byte, content []byte) {
 		module = append(binary.AppendUvarint(append(module, id), uint64(len(content))), content...)
@@ -76,6 +82,9 @@ func generate(choices []byte, dispatching bool) []byte {
 	section(12, []byte{1})
 	section(10, code)
 	section(11, append([]byte{1, 1, 40}, make([]byte, 40)...))
+	if byGo {
+		section(0, []byte(producers))
+	}
 	return module
 }
 
@@ -92,10 +101,11 @@ func (p *program) pick(n int) int {
 func (p *program) emit(code ...byte) { p.out = append(p.out, code...) }
 
 func (p *program) function(s signature) []byte {
-	p.out = []byte{5, 2, i32, 1, i64, 1, f32, 1, f64, 2, i32}
+	p.out = []byte{5, 2, i32, 1, i64, 1, f32, 1, f64, 3, i32}
 	p.locals = append(append([]byte(nil), s.params...), i32, i32, i64, f32, f64)
 	p.labels, p.result, p.dispatch.at = []byte{s.result}, s.result, 0
-	if p.dispatching {
+	p.base = byte(len(p.locals) + 2)
+	if p.byGo {
 		p.dispatches()
 	}
 	for range 1 + p.pick(6) {
@@ -129,6 +139,10 @@ func (p *program) statement(depth int) {
 	}
 	if p.dispatch.at > 0 && p.pick(3) == 0 {
 		p.jump(depth)
+		return
+	}
+	if p.byGo && p.pick(3) == 0 {
+		p.accesses(depth)
 		return
 	}
 	switch p.pick(16) {
@@ -317,6 +331,39 @@ func (p *program) jump(depth int) {
 	}
 }
 
+// accesses emits some by one local, whose value is anywhere in memory, or a bit
+// behind it.
+func (p *program) accesses(depth int) {
+	p.value(i32, depth+1)
+	p.emit(0x41, 0xfd, 0x1f, 0x6c, 0x41, 0xff, 0xff, 0x0f, 0x71, 0x41, 0x80, 0x20, 0x6a, 0x21, p.base) // times 4093, modulo 2^18, + 4096
+	for range 2 + p.pick(6) {
+		switch p.pick(6) {
+		case 0, 1:
+			p.address()
+			load := p.pick(14)
+			t := []byte{i32, i64, f32, f64, i32, i32, i32, i32, i64, i64, i64, i64, i64, i64}[load]
+			p.emit(0x28+byte(load), 0, byte(p.pick(128)), 0x21, p.local(t))
+		case 2, 3:
+			p.address()
+			store := p.pick(9)
+			p.value([]byte{i32, i64, f32, f64, i32, i32, i64, i64, i64}[store], depth+3)
+			p.emit(0x36+byte(store), 0, byte(p.pick(128)))
+		case 4:
+			p.emit(0x20, p.base, 0x41, 8, 0x6a+byte(p.pick(2)), 0x21, p.base)
+		default:
+			p.emit(0x20, p.base, 0x41, 24, 0x6a+byte(p.pick(2)), 0x22, p.base, 0x2d, 0, byte(p.pick(128)), 0x1a)
+		}
+	}
+}
+
+// address emits the base, or a sum as Go's compiler makes it.
+func (p *program) address() {
+	p.emit(0x20, p.base)
+	if p.pick(2) == 0 {
+		p.emit(0xad, 0x42, byte(p.pick(64)), 0x7c, 0xa7)
+	}
+}
+
 func (p *program) bulk(depth int) {
 	p.value(i32, depth+1)
 	p.value(i32, depth+1)
@@ -419,7 +466,11 @@ func (p *program) operation(typ byte, depth int) {
 		case 3:
 			p.emit(0x41, byte(p.pick(3)), 0x40, 0) // memory.grow
 		default:
-			two(0x6a + byte(p.pick(15)))
+			op := 0x6a + byte(p.pick(15))
+			if p.byGo && op <= 0x6b {
+				op = 0x73 // no sums, which might wrap around: xor
+			}
+			two(op)
 		}
 	case i64:
 		switch p.pick(4) {
