@@ -55,11 +55,9 @@ func (a *Activator) activate(revision Revision, e *entry) {
 }
 
 func (a *Activator) start(ctx context.Context, revision Revision, e *entry) {
-	began := time.Now()
 	err := a.cfg.StartEarly(ctx, revision)
 	if err == nil {
 		e.reason.Store(nil)
-		a.cfg.Log.Infow("function started ahead of its pod", "key", revision.String(), "took", time.Since(began))
 		return
 	}
 	if ctx.Err() != nil {

@@ -94,12 +94,16 @@ func (e *earlyStarts) admit(pod *corev1.Pod, image oci.Image) {
 // start runs the revision's function and adds it to the router. It fails if
 // nothing of the revision was admitted here, or if it must wait for its Pod.
 func (e *earlyStarts) start(ctx context.Context, revision revisionKey) error {
+	began := time.Now()
 	ef, err := e.begin(revision)
 	if err != nil {
 		return err
 	}
 	defer e.lives.Done()
 	f, err := e.run(ctx, ef)
+	if err == nil { // before it has a request, so that the log has it before what comes of that
+		e.log.Infow("function started ahead of its pod", "key", revision.String(), "took", time.Since(began))
+	}
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
