@@ -126,9 +126,6 @@ func accessing(choices []byte) []byte {
 
 // accesses is a module with a function f(base, n), which does what code says.
 func accesses(code []byte, byGo bool) []byte {
-	section := func(id byte, content []byte) []byte {
-		return append(binary.AppendUvarint([]byte{id}, uint64(len(content))), content...)
-	}
 	body := append(append([]byte{2, 1, i32, 1, i64}, code...), 0x0b)
 	bodies := append(binary.AppendUvarint([]byte{2}, uint64(len(body))), body...)
 	bodies = append(bodies, 10, 0, 0x20, 0, 0x04, 0x40, 0x00, 0x0b, 0x20, 0, 0x0b) // traps unless it is given 0
@@ -137,12 +134,12 @@ func accesses(code []byte, byGo bool) []byte {
 		data = append(data, byte(i*i>>3))
 	}
 	sections := [][]byte{
-		section(1, []byte{2, 0x60, 2, i32, i32, 1, i32, 0x60, 1, i32, 1, i32}), section(3, []byte{2, 0, 1}),
-		section(5, []byte{1, 1, 1, 2}), section(7, []byte{2, 1, 'f', 0, 0, 1, 'm', 2, 0}),
-		section(10, bodies), section(11, data),
+		wasmtest.Section(1, 2, 0x60, 2, i32, i32, 1, i32, 0x60, 1, i32, 1, i32), wasmtest.Section(3, 2, 0, 1),
+		wasmtest.Section(5, 1, 1, 1, 2), wasmtest.Section(7, 2, 1, 'f', 0, 0, 1, 'm', 2, 0),
+		wasmtest.Section(10, bodies...), wasmtest.Section(11, data...),
 	}
 	if byGo {
-		sections = append(sections, section(0, []byte(producers)))
+		sections = append(sections, wasmtest.Section(0, []byte(producers)...))
 	}
 	return wasmtest.Module(sections...)
 }

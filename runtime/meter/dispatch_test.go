@@ -2,6 +2,7 @@ package meter_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 
@@ -39,12 +40,12 @@ func dispatch(pieces ...[]byte) []byte {
 // local that code can set, with index 2.
 func function(code []byte) []byte {
 	body := join([]byte{1, 1, i32}, code, []byte{0x20, 2, 0x0b})
-	code = append([]byte{1, byte(len(body)) | 0x80, byte(len(body) >> 7)}, body...)
+	code = append(binary.AppendUvarint([]byte{1}, uint64(len(body))), body...)
 	return wasmtest.Module(
 		wasmtest.Section(1, 1, 0x60, 2, i32, i32, 1, i32), wasmtest.Section(3, 1, 0),
 		wasmtest.Section(6, 1, i32, 1, 0x41, 0, 0x0b),
 		wasmtest.Section(7, 2, 1, 'f', 0, 0, 2, 'g', '0', 3, 0),
-		append(append([]byte{10}, byte(len(code))|0x80, byte(len(code)>>7)), code...))
+		wasmtest.Section(10, code...))
 }
 
 // jumpTo is a jump by the dispatch to the piece with the given number, from

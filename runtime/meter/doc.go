@@ -17,8 +17,8 @@
 //
 // It also makes code faster that Go's compiler has made, by a third to a half: jumps
 // that go through the table at a function's beginning lead where they lead at once, and
-// accesses by the stack pointer share a check. These, and only in a module that says
-// that it is Go's, trap where an address is a sum that has wrapped around at 4 GiB.
+// accesses by the stack pointer share a check. The latter, done only in a module that
+// says that it is Go's, trap where an address is a sum that has wrapped around at 4 GiB.
 //
 // See RATIONALE.md for how the emitted code was chosen.
 package meter

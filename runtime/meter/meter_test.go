@@ -175,16 +175,13 @@ func TestStackOfLargeFrames(t *testing.T) {
 		body = append(body, 0xfd, 0x51) // v128.xor
 	}
 	body = append(body, 0x0b)
-	section := func(id byte, content ...byte) []byte {
-		return append(binary.AppendUvarint([]byte{id}, uint64(len(content))), content...)
-	}
 	start := []byte{0, 0xfd, 0x0c, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x10, 0, 0x1a, 0x0b}
 	code := binary.AppendUvarint([]byte{2}, uint64(len(body)+1))
 	code = append(append(code, 0), body...)
 	code = append(append(code, byte(len(start))), start...)
 	module := wasmtest.Module(
-		section(1, 2, 0x60, 1, 0x7b, 1, 0x7b, 0x60, 0, 0), section(3, 2, 0, 1),
-		section(7, append(append([]byte{1, 6}, "_start"...), 0, 1)...), section(10, code...))
+		wasmtest.Section(1, 2, 0x60, 1, 0x7b, 1, 0x7b, 0x60, 0, 0), wasmtest.Section(3, 2, 0, 1),
+		wasmtest.Section(7, append(append([]byte{1, 6}, "_start"...), 0, 1)...), wasmtest.Section(10, code...))
 	h := newHost(t, meter.MaxRation, 100)
 	m, err := h.instantiate(t, module, meter.Options{})
 	if err != nil {
