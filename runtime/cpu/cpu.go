@@ -38,6 +38,10 @@ type Cores struct {
 	// into the queue and a core that becomes free can't miss one another: both
 	// sides change their own number first and look at the other's then.
 	waiting atomic.Int32
+	// latest is the share that was seen with a core last, and changed when another
+	// one had been, since the epoch.
+	latest  atomic.Pointer[Share]
+	changed atomic.Int64
 
 	mu    sync.Mutex
 	queue queue
@@ -63,6 +67,18 @@ func (c *Cores) tryTake() bool {
 			return true
 		}
 	}
+}
+
+// company is for how long a pod that has used a core counts as the others'.
+const company = 10 * time.Millisecond
+
+// shared notes that s has a core, and says whether another share had one lately.
+func (c *Cores) shared(s *Share, now time.Duration) bool {
+	if c.latest.Load() != s {
+		c.latest.Store(s)
+		c.changed.Store(int64(now))
+	}
+	return now-time.Duration(c.changed.Load()) < company
 }
 
 // giveBack gives a core to whoever is first, or leaves it free.
@@ -143,11 +159,12 @@ func (s *Share) rank() float64 {
 // Turn is one instance's place among those who want a core. It belongs to the
 // goroutine that runs the instance.
 type Turn struct {
-	share   *Share
-	since   time.Duration // when it began to use the core in hand
-	used    time.Duration
-	granted chan struct{} // takes one core
-	index   int           // in share.turns, under cores.mu
+	share    *Share
+	since    time.Duration // when it began to use the core in hand
+	used     time.Duration
+	straight time.Duration // use since other goroutines and threads had a chance
+	granted  chan struct{} // takes one core
+	index    int           // in share.turns, under cores.mu
 }
 
 // Turn returns a Turn without a core.
@@ -176,6 +193,8 @@ func (t *Turn) Begin(ctx context.Context) error {
 			return err
 		}
 	}
+	c.shared(t.share, t.since)
+	t.straight = 0
 	t.letOthers()
 	return nil
 }
@@ -194,6 +213,7 @@ func (t *Turn) wait(ctx context.Context) error {
 	// Go runs who was woken last first, in the time slice of who woke it: guests
 	// that wake one another would keep everybody else from this thread for 10 ms.
 	goruntime.Gosched()
+	t.straight = 0
 	t.since = c.now()
 	return nil
 }
@@ -219,7 +239,11 @@ func (t *Turn) Yield(ctx context.Context) (time.Duration, error) {
 	if err := t.handOn(ctx); err != nil {
 		return used, err
 	}
+	shared := t.share.cores.shared(t.share, t.since)
 	t.letOthers()
+	if t.straight += used; t.straight >= straightInterval {
+		t.letAll(shared)
+	}
 	return used, nil
 }
 
@@ -252,6 +276,22 @@ func (t *Turn) letOthers() {
 		yieldThread()
 		t.since = t.share.cores.now() // what others had isn't its own
 	}
+}
+
+// straightInterval is for how long a turn may keep other goroutines from its
+// thread, and other threads from its core where a core is free of guests and still
+// isn't idle.
+const straightInterval = 500 * time.Microsecond
+
+// letAll yields to other goroutines and, in the company of other pods, to the
+// kernel.
+func (t *Turn) letAll(company bool) {
+	t.straight = 0
+	goruntime.Gosched()
+	if company {
+		yieldThread()
+	}
+	t.since = t.share.cores.now()
 }
 
 // yieldThread lets the kernel run another thread that waits for this core. It

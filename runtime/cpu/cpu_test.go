@@ -235,6 +235,30 @@ func TestYieldsThreads(t *testing.T) {
 	}
 }
 
+// A pod is in company while another one uses cores, whichever of them begins or
+// comes by.
+func TestShared(t *testing.T) {
+	c := New(2)
+	busy, visitor := c.Share(ShareConfig{}), c.Share(ShareConfig{})
+	for _, step := range []struct {
+		at    time.Duration
+		share *Share
+		want  bool
+	}{
+		{time.Second, busy, true}, // who was there before isn't known
+		{time.Second + company, busy, false},
+		{2 * time.Second, busy, false},
+		{2*time.Second + 1, visitor, true},
+		{2*time.Second + 2, busy, true},
+		{2*time.Second + company + 1, busy, true},
+		{2*time.Second + company + 2, busy, false},
+	} {
+		if got := c.shared(step.share, step.at); got != step.want {
+			t.Errorf("at %s: %t, want %t", step.at, got, step.want)
+		}
+	}
+}
+
 // BenchmarkYield is the cost of a safe point when nobody waits, and when two
 // take turns at each.
 func BenchmarkYield(b *testing.B) {

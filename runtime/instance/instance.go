@@ -16,7 +16,6 @@ package instance
 import (
 	"context"
 	"errors"
-	goruntime "runtime"
 	"sync/atomic"
 	"time"
 
@@ -124,9 +123,8 @@ type Instance struct {
 	hasCore  bool
 	err      error // why it was ended here
 
-	stack    int64         // granted beyond the first allowance, in bytes
-	fuel     int64         // the last ration
-	straight time.Duration // since other goroutines had a chance
+	stack int64 // granted beyond the first allowance, in bytes
+	fuel  int64 // the last ration
 }
 
 type contextKey struct{}
@@ -213,7 +211,6 @@ func (i *Instance) Release() {
 // returns without one, and the guest is ended where it comes by next.
 func (i *Instance) Acquire() {
 	i.hasCore = i.turn.Begin(i.ctx) == nil
-	i.straight = 0
 }
 
 // end unwinds the guest that has called a host function. The status is never
@@ -279,10 +276,6 @@ func (i *Instance) discard(bytes int64) {
 	i.checkEnd()
 }
 
-// schedulingInterval is how long a guest may keep other goroutines from the
-// thread that it runs on.
-const schedulingInterval = time.Millisecond
-
 // refuel is what happens when a guest has used its ration up: it returns the
 // next one.
 func (i *Instance) refuel() int64 {
@@ -291,10 +284,6 @@ func (i *Instance) refuel() int64 {
 	if err != nil {
 		i.hasCore = false
 		i.end(err)
-	}
-	if i.straight += used; i.straight >= schedulingInterval {
-		i.straight = 0
-		goruntime.Gosched()
 	}
 	i.fuel = nextRation(i.fuel, used)
 	return i.fuel
