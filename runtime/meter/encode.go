@@ -8,6 +8,10 @@ func (m *module) limitOf(i int, what string, got, most uint64) error {
 
 // clamp gives the module's tables and memory their maxima, and holds it to them.
 func (m *module) clamp(o Options) error {
+	table := uint64(o.Table)
+	if table == 0 {
+		table = min(tableBefore+uint64(len(m.functions)), maxTable)
+	}
 	var entries, growing uint64
 	own := m.tables[m.importedTables:]
 	for i, t := range own {
@@ -19,17 +23,17 @@ func (m *module) clamp(o Options) error {
 			return &DecodeError{What: fmt.Sprintf("table %d has a maximum below its minimum", i)}
 		}
 	}
-	if entries > uint64(o.Table) {
-		return &LimitError{What: "entries of all tables", Got: entries, Max: uint64(o.Table)}
+	if entries > table {
+		return &LimitError{What: "entries of all tables", Got: entries, Max: table}
 	}
 	var elements uint64
 	for _, e := range m.elements {
 		elements += uint64(e.count)
 	}
-	if elements > uint64(o.Table) {
-		return &LimitError{What: "entries of all element segments", Got: elements, Max: uint64(o.Table)}
+	if elements > table {
+		return &LimitError{What: "entries of all element segments", Got: elements, Max: table}
 	}
-	room := min(uint64(o.Table)-entries, uint64(o.TableGrowth))
+	room := min(table-entries, uint64(o.TableGrowth))
 	for i := range own {
 		t := &own[i]
 		if !t.hasMax || t.max > t.min {

@@ -5,7 +5,7 @@ import "fmt"
 // Version names what Rewrite does. It changes whenever the same module and
 // options come out differently, and so belongs into the key under which
 // anything made from rewritten modules is kept.
-const Version = "10"
+const Version = "11"
 
 // A rewritten module imports the function HostModule.Yield, of type
 // (i32) -> i32. It is called with one of two reasons.
@@ -35,9 +35,9 @@ const (
 // Options are the bounds of one module. What is zero has the default.
 type Options struct {
 	// Table bounds the entries of all of a module's own tables together, of 8
-	// bytes each: 2^18. A module that declares more from the start is refused, as is one
-	// with more entries in its element segments; growing beyond fails as wasm has
-	// it, with -1.
+	// bytes each: 2^16 and as many as it has functions, 2^18 at most. A module that
+	// declares more from the start is refused, as is one with more entries in its
+	// element segments; growing beyond fails as wasm has it, with -1.
 	Table uint32
 	// TableGrowth bounds the entries that all tables together may have beyond
 	// what the module declares: 2^10. An engine copies a table to let it grow.
@@ -75,6 +75,10 @@ const (
 	maxTables    = 100
 	maxHelpers   = 4_096
 	localsBefore = 1 << 20 // of all functions, besides one per byte
+	// The engine makes a table in one go, before anything is metered: a millisecond
+	// for 2^18 entries. No module needs many more than it has functions.
+	tableBefore = 1 << 16
+	maxTable    = 1 << 18
 )
 
 func (o Options) withDefaults() Options {
@@ -83,7 +87,6 @@ func (o Options) withDefaults() Options {
 			*v = def
 		}
 	}
-	set(&o.Table, 1<<18)
 	set(&o.TableGrowth, 1<<10)
 	set(&o.MemoryPages, 1<<16)
 	set(&o.Stack, 1<<20)

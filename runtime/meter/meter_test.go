@@ -257,6 +257,28 @@ func TestTablesAreBoundedTogether(t *testing.T) {
 	}
 }
 
+// TestTablesAreBoundedByFunctions declares as many entries as are allowed without
+// options, for a module with two functions, and one more.
+func TestTablesAreBoundedByFunctions(t *testing.T) {
+	const most = 1<<16 + 2
+	for entries, want := range map[byte]uint64{2: 0, 3: most + 1} {
+		module := wasmtest.Module(
+			wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 2, 0, 0),
+			wasmtest.Section(4, 1, 0x70, 0, 0x80|entries, 0x80, 0x04),
+			wasmtest.Section(10, 2, 2, 0, 0x0b, 2, 0, 0x0b))
+		var got uint64
+		var limit *meter.LimitError
+		if _, err := meter.Rewrite(module, meter.Options{}); errors.As(err, &limit) {
+			got = limit.Got
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("%d entries: refused for %d, want %d", most-2+int(entries), got, want)
+		}
+	}
+}
+
 // TestReferencesTakeNoMemory makes a million references to a function, each of
 // which the engine would keep.
 func TestReferencesTakeNoMemory(t *testing.T) {

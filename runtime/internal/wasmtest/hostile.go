@@ -14,8 +14,8 @@ func Hostile() map[string][]byte {
 		"fib":             fib(),
 		"table recursion": module{tableMin: 2, elements: []byte{0, 1}, bodies: [][]byte{callIndirect(1), callIndirect(0)}}.encode(),
 		"table bomb":      module{tableMin: 1, bodies: [][]byte{endless(0xd0, 0x70, 0x41, 0xe4, 0x00, 0xfc, 0x0f, 0x00, 0x1a)}}.encode(), // ref.null; 100; table.grow; drop
-		// Its table takes 2 MiB of the engine's, each time.
-		"large table":      Module(types, functions, Section(4, 1, 0x70, 0, 0x80, 0x80, 0x10), memory, exports, code(Trap)),
+		// Its table takes half a MiB of the engine's, each time.
+		"large table":      Module(types, functions, Section(4, 1, 0x70, 0, 0x80, 0x80, 0x04), memory, exports, code(Trap)),
 		"memory bomb":      Command(endless(0x41, 0x10, 0x40, 0x00, 0x41, 0x7f, 0x46, 0x04, 0x40, 0x00, 0x0b)), // grow by 16 pages; trap at -1
 		"patient bomb":     Command(endless(0x41, 0x01, 0x40, 0x00, 0x1a)),                                     // grow; drop, for ever
 		"fill":             module{pages: 512, bodies: [][]byte{endless(fill(512 << 16)...)}}.encode(),
