@@ -235,6 +235,37 @@ func TestYieldsThreads(t *testing.T) {
 	}
 }
 
+// An instance hands on to another of its pod when it has used more than it by a
+// lead, to another pod's as soon as that is first.
+func TestHandsOnByLead(t *testing.T) {
+	c := New(1)
+	s := c.Share(ShareConfig{})
+	turn, other := begin(t, s), s.Turn()
+	defer turn.End()
+	before := func(waiting *Turn) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.enqueue(waiting)
+		defer func() {
+			c.queue.remove(waiting)
+			c.waiting.Add(-1)
+		}()
+		return c.queue.before(turn)
+	}
+	other.used = time.Second
+	for used, want := range map[time.Duration]bool{0: false, time.Second: false, time.Second + lead: false, time.Second + lead + 1: true} {
+		turn.used = used
+		if got := before(other); got != want {
+			t.Errorf("after %s, the other after %s: %t, want %t", used, other.used, got, want)
+		}
+	}
+	turn.used = 1
+	s.charge(c.now(), time.Microsecond)
+	if !before(c.Share(ShareConfig{}).Turn()) {
+		t.Error("a pod that has used nothing isn't first")
+	}
+}
+
 // A pod is in company while another one uses cores, whichever of them begins or
 // comes by.
 func TestShared(t *testing.T) {
