@@ -180,8 +180,8 @@ func quantile(of []time.Duration, q float64) time.Duration {
 
 // BenchmarkHostile is what a neighbour sees of a thousand hostile requests at
 // once: the 99th percentile of its answers' times before and meanwhile, and what
-// the node took for it. The beginning, when all of
-// them come within some milliseconds, is part of it.
+// the node took for it. The beginning, when all of them come within some
+// milliseconds, is part of it.
 func BenchmarkHostile(b *testing.B) {
 	cores := goruntime.GOMAXPROCS(0)
 	all := attacks(b)
