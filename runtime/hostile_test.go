@@ -191,6 +191,7 @@ func BenchmarkHostile(b *testing.B) {
 			// As a node does, and after the runtime has seen how many cores there are.
 			goruntime.GOMAXPROCS(runtime.Threads(cores))
 			defer goruntime.GOMAXPROCS(cores)
+			defer goruntime.KeepAlive(runtime.Ballast())
 			neighbour := deploy(b, r, host, "neighbour", wasmtest.Command(wasmtest.Nothing))
 			srv := httptest.NewServer(neighbour)
 			defer srv.Close()

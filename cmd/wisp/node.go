@@ -193,6 +193,7 @@ func (n *node) run(ctx context.Context) error {
 	defer stopRest()
 	cores := goruntime.GOMAXPROCS(0)
 	goruntime.GOMAXPROCS(runtime.Threads(cores))
+	defer goruntime.KeepAlive(runtime.Ballast())
 	defer goruntime.GOMAXPROCS(cores)
 
 	rest, outlive := errgroup.WithContext(outlive)
