@@ -193,8 +193,8 @@ func (n *node) run(ctx context.Context) error {
 	defer stopRest()
 	cores := goruntime.GOMAXPROCS(0)
 	goruntime.GOMAXPROCS(runtime.Threads(cores))
-	defer goruntime.KeepAlive(runtime.Ballast())
 	defer goruntime.GOMAXPROCS(cores)
+	defer goruntime.KeepAlive(runtime.Ballast())
 
 	rest, outlive := errgroup.WithContext(outlive)
 	rest.Go(func() error { return watchdog.Run(outlive, watchdogTimeout) })

@@ -183,7 +183,7 @@ func (t *Turn) Begin(ctx context.Context) error {
 		}
 	}
 	if c.waiting.Load() == 0 && c.tryTake() {
-		t.since = c.now()
+		t.since, t.straight = c.now(), 0
 	} else {
 		c.mu.Lock()
 		c.enqueue(t)
@@ -194,7 +194,6 @@ func (t *Turn) Begin(ctx context.Context) error {
 		}
 	}
 	c.shared(t.share, t.since)
-	t.straight = 0
 	t.letOthers()
 	return nil
 }
@@ -213,8 +212,7 @@ func (t *Turn) wait(ctx context.Context) error {
 	// Go runs who was woken last first, in the time slice of who woke it: guests
 	// that wake one another would keep everybody else from this thread for 10 ms.
 	goruntime.Gosched()
-	t.straight = 0
-	t.since = c.now()
+	t.since, t.straight = c.now(), 0
 	return nil
 }
 

@@ -243,13 +243,10 @@ func TestHandsOnByLead(t *testing.T) {
 	turn, other := begin(t, s), s.Turn()
 	defer turn.End()
 	before := func(waiting *Turn) bool {
+		defer waiting.withdraw()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.enqueue(waiting)
-		defer func() {
-			c.queue.remove(waiting)
-			c.waiting.Add(-1)
-		}()
 		return c.queue.before(turn)
 	}
 	other.used = time.Second
