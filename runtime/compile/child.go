@@ -93,8 +93,8 @@ func (c Child) verdict(err error, stdout, stderr string) error {
 	switch {
 	case exit.ExitCode() == statusUnusable:
 		return api.Unusable(errors.New(stdout))
-	case exit.UserTime()+exit.SystemTime() >= c.Limits.Time*9/10: // the kernel counts in ticks
-		return api.Unusable(fmt.Errorf("compiling took more than the %s that it may take", c.Limits.Time))
+	case exit.UserTime()+exit.SystemTime() >= c.Limits.Time: // killed before it could say so
+		return api.Unusable(errors.New(c.Limits.overTime()))
 	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate memory"),
 		strings.Contains(stderr, "SIGSEGV: segmentation violation\nPC="), // Go's collector takes what it is given as given
 		strings.Contains(stderr, "ThreadSanitizer failed to allocate"):   // a binary with the race detector
@@ -106,7 +106,7 @@ func (c Child) verdict(err error, stdout, stderr string) error {
 
 // ChildMain is the child: it compiles the module on stdin into the folder that
 // its last argument names, within the limits that the others tell, and returns
-// the process' exit status.
+// the process' exit status. It ends the process itself when it takes too long.
 func ChildMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("compile", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -117,6 +117,13 @@ func ChildMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
+	exceeded := make(chan os.Signal, 1)
+	signal.Notify(exceeded, unix.SIGXCPU)
+	go func() { // until the process ends
+		<-exceeded
+		fmt.Fprint(stdout, limits.overTime())
+		os.Exit(statusUnusable)
+	}()
 	err := limits.apply()
 	var module []byte
 	if err == nil {
@@ -145,16 +152,19 @@ func ChildMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 func (l Limits) apply() error {
 	signal.Ignore(unix.SIGXFSZ) // a write fails instead
 	seconds := uint64((l.Time + time.Second - 1) / time.Second)
-	for resource, limit := range map[int]uint64{
-		unix.RLIMIT_CPU: seconds,
+	both := func(limit uint64) unix.Rlimit { return unix.Rlimit{Cur: limit, Max: limit} }
+	for resource, limit := range map[int]unix.Rlimit{
+		// At the soft limit the child says what it dies of. Of a killed one the parent
+		// can't tell: the limit counts ticks, and the usage that is reported doesn't.
+		unix.RLIMIT_CPU: {Cur: seconds, Max: seconds + 1},
 		// Not the address space, of which Go reserves what it doesn't use.
-		unix.RLIMIT_DATA:   uint64(l.Memory),
-		unix.RLIMIT_FSIZE:  uint64(l.File),
-		unix.RLIMIT_CORE:   0,
-		unix.RLIMIT_NOFILE: 64,
+		unix.RLIMIT_DATA:   both(uint64(l.Memory)),
+		unix.RLIMIT_FSIZE:  both(uint64(l.File)),
+		unix.RLIMIT_CORE:   both(0),
+		unix.RLIMIT_NOFILE: both(64),
 	} {
-		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-			return fmt.Errorf("set limit %d to %d: %w", resource, limit, err)
+		if err := unix.Setrlimit(resource, &limit); err != nil {
+			return fmt.Errorf("set limit %d to %d: %w", resource, limit.Cur, err)
 		}
 	}
 	// A thread's priority is its own; new threads have that of their parent.
@@ -172,6 +182,11 @@ func (l Limits) apply() error {
 		}
 	}
 	return nil
+}
+
+// overTime says that a compilation has gone beyond l.Time.
+func (l Limits) overTime() string {
+	return fmt.Sprintf("compiling took more than the %s that it may take", l.Time)
 }
 
 // niceness leaves a compilation about a tenth of what another thread gets of a
