@@ -11,6 +11,8 @@ import (
 
 // Needs is what an instance of a module takes from its sandbox's memory.
 type Needs struct {
+	// Module names it: its instances have one another's mappings again.
+	Module string
 	// Min and Max bound its linear memory, in bytes. Max is 0 for a module
 	// without one.
 	Min, Max uint64
@@ -77,7 +79,7 @@ func (b *Budget) Reserve(ctx context.Context, n Needs) (*Linear, error) {
 	}
 	l := &Linear{budget: b, fixed: n.Fixed, charged: charged}
 	if n.Max > 0 {
-		if l.mapping, err = b.pool.get(min(n.Max, uint64(b.limit))); err != nil {
+		if l.mapping, err = b.pool.get(n.Module, min(n.Max, uint64(b.limit))); err != nil {
 			b.give(charged)
 			return nil, err
 		}

@@ -2,7 +2,7 @@
 // its limit.
 //
 // A Pool maps memory outside Go's heap and uses mappings again, zeroed, for the
-// next instance, whosever it is. A Budget counts what all instances of one
+// next instance of the same module, whosever it is. A Budget counts what all instances of one
 // sandbox hold together, whatever of it they have touched: an instance that
 // would not fit waits for others to end, and growing beyond the limit is denied.
 // Linear is one instance's memory, as wazero wants it.

@@ -67,17 +67,65 @@ func TestNextGuestReadsZeroes(t *testing.T) {
 	}
 }
 
+// Instances of a module have one another's mappings again, whosever they are, and no
+// other module's.
 func TestMappingsAreUsedAgain(t *testing.T) {
-	b := NewBudget(newPool(t, 1<<30), 1<<20)
-	needs := Needs{Min: page, Max: 1 << 20}
-	l := reserve(t, b, needs)
-	first := &l.Reallocate(page)[0]
-	l.Release()
-	l = reserve(t, b, needs)
-	if second := &l.Reallocate(page)[0]; second != first {
-		t.Error("the second instance has a mapping of its own")
+	p := newPool(t, 1<<30)
+	budgets := []*Budget{NewBudget(p, 1<<20), NewBudget(p, 1<<20)}
+	use := func(b *Budget, module string) *byte {
+		l := reserve(t, b, Needs{Module: module, Min: page, Max: 1 << 20})
+		defer l.Release()
+		return &l.Reallocate(page)[0]
 	}
-	l.Release()
+	a := use(budgets[0], "a")
+	b := use(budgets[0], "b")
+	if a == b {
+		t.Error("b's instance has a's mapping")
+	}
+	if use(budgets[1], "b") != b || use(budgets[1], "a") != a {
+		t.Error("instances of the same module have mappings of their own")
+	}
+}
+
+// What has been kept for the longest makes room.
+func TestPoolKeepsWhatWasUsedLast(t *testing.T) {
+	p := newPool(t, 2*page)
+	b := NewBudget(p, 1<<20)
+	for _, module := range []string{"a", "b", "a", "c"} {
+		l := reserve(t, b, Needs{Module: module, Min: page, Max: 1 << 20})
+		l.Reallocate(page)
+		l.Release()
+	}
+	kept := func(module string) int { return len(p.kept[shelf{module, 1 << 20}]) }
+	if kept("a") != 1 || kept("b") != 0 || kept("c") != 1 || p.held != 2*page {
+		t.Errorf("kept %d of a, %d of b, %d of c, %d bytes, want 1, 0, 1 and %d", kept("a"), kept("b"), kept("c"), p.held, 2*page)
+	}
+}
+
+// What one large request has touched isn't cleared after each small one for ever.
+func TestOneLargeUseIsForgotten(t *testing.T) {
+	p := newPool(t, 1<<30)
+	b := NewBudget(p, 16<<20)
+	use := func(pages int) (resident int64) {
+		l := reserve(t, b, Needs{Min: 4 << 20, Max: 4 << 20})
+		mem := l.Reallocate(4 << 20)
+		for i := range pages {
+			mem[i*4096] = 1
+		}
+		m := l.mapping
+		l.Release()
+		p.emptying.Wait()
+		return m.resident
+	}
+	if got := use(500); got != 500*4096 && p.pages.file != nil {
+		t.Fatalf("after the large use %d bytes are resident, want %d", got, 500*4096)
+	}
+	for range refreshed {
+		use(3)
+	}
+	if got := use(3); got > 3*4096 {
+		t.Errorf("after as many small uses %d bytes are resident, want at most %d", got, 3*4096)
+	}
 }
 
 // A pool that may keep nothing gives everything back at once; Close does so with

@@ -14,6 +14,9 @@ const (
 	// maxResident bounds the pages that a kept mapping keeps: clearing more takes
 	// longer than having the next guest fault them in.
 	maxResident = 4 << 20
+	// refreshed is how often a mapping is used before its pages are given back: those
+	// of one large request would be cleared after each small one else.
+	refreshed = 64
 	// maxRegions bounds the runs of touched pages that are asked for at once.
 	maxRegions = 256
 )
@@ -83,6 +86,9 @@ func (p *pagemap) zero(m *mapping, used uint64) bool {
 		clear(m.bytes[:used])
 		m.resident = max(m.resident, int64(used))
 		return true
+	}
+	if m.uses++; m.uses%refreshed == 0 && m.resident > small {
+		return false
 	}
 	buffer := p.buffers.Get().(*regions)
 	defer p.buffers.Put(buffer)

@@ -3,6 +3,7 @@ package memory
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -16,8 +17,9 @@ type Pool struct {
 	pages  *pagemap
 
 	mu   sync.Mutex
-	kept map[uint64][]*mapping // by size, the last one used last
-	n    int                   // of kept, all sizes
+	kept map[shelf][]*mapping // the last one used last
+	n    int                  // of kept, on all shelves
+	puts uint64               // how many mappings have been kept so far
 	// held are the bytes of physical memory that kept may have, and what is being
 	// emptied.
 	held int64
@@ -26,41 +28,75 @@ type Pool struct {
 	emptying sync.WaitGroup
 }
 
+// shelf is where mappings wait for instances of the module that has used them: such
+// instances touch much the same pages. What another one has touched would be cleared
+// after each use, and what it hasn't would have to be faulted in.
+type shelf struct {
+	module string
+	size   uint64
+}
+
 // mapping is a range of addresses, of which the kernel gives pages, zeroed, as
 // they are touched. All of it reads as zero while it is kept.
 type mapping struct {
 	bytes    []byte
-	resident int64 // at most so much has pages
+	shelf    shelf
+	resident int64  // at most so much has pages
+	uses     int    // since it was made
+	kept     uint64 // Pool.puts at the time
 }
 
 // NewPool returns a Pool that keeps mappings with at most retain bytes of
 // physical memory for later instances.
 func NewPool(retain int64) *Pool {
-	return &Pool{retain: retain, pages: openPagemap(), kept: map[uint64][]*mapping{}}
+	return &Pool{retain: retain, pages: openPagemap(), kept: map[shelf][]*mapping{}}
 }
 
-// get returns a zeroed mapping of at least size bytes.
-func (p *Pool) get(size uint64) (*mapping, error) {
-	class := classOf(size)
+// get returns a zeroed mapping of at least size bytes for an instance of a module.
+func (p *Pool) get(module string, size uint64) (*mapping, error) {
+	from := shelf{module, classOf(size)}
 	p.mu.Lock()
-	if of := p.kept[class]; len(of) > 0 {
-		m := of[len(of)-1]
-		p.kept[class] = of[:len(of)-1]
-		p.n--
-		p.held -= m.resident
-		p.lent++
-		p.mu.Unlock()
-		return m, nil
-	}
 	p.lent++
+	if of := p.kept[from]; len(of) > 0 {
+		defer p.mu.Unlock()
+		return p.takeOut(from, len(of)-1), nil
+	}
 	p.mu.Unlock()
-	m, err := newMapping(class)
+	m, err := newMapping(from.size)
 	if err != nil {
 		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.lent--
-		p.mu.Unlock()
+		return nil, err
 	}
-	return m, err
+	m.shelf = from
+	return m, nil
+}
+
+// takeOut takes the mapping at an index out of a shelf. p.mu is held.
+func (p *Pool) takeOut(from shelf, index int) *mapping {
+	of := p.kept[from]
+	m := of[index]
+	if of = slices.Delete(of, index, index+1); len(of) > 0 {
+		p.kept[from] = of
+	} else {
+		delete(p.kept, from)
+	}
+	p.n--
+	p.held -= m.resident
+	return m
+}
+
+// takeOldest takes out the mapping that has been kept for the longest. There is one.
+// p.mu is held.
+func (p *Pool) takeOldest() *mapping {
+	var oldest *mapping
+	for _, of := range p.kept {
+		if oldest == nil || of[0].kept < oldest.kept {
+			oldest = of[0]
+		}
+	}
+	return p.takeOut(oldest.shelf, 0)
 }
 
 // classOf returns the size of the mappings that serve size: a power of two.
@@ -117,18 +153,26 @@ func (p *Pool) empty(m *mapping) {
 	p.keep(m)
 }
 
-// keep keeps a mapping that reads as zero, if there is room for it.
+// keep keeps a mapping that reads as zero. What has been kept for the longest makes
+// room for it.
 func (p *Pool) keep(m *mapping) {
+	var out []*mapping
 	p.mu.Lock()
-	room := p.held+m.resident <= p.retain && p.n < maxKept
-	if room {
-		class := uint64(len(m.bytes))
-		p.kept[class] = append(p.kept[class], m)
+	room := func() bool { return p.held+m.resident <= p.retain && p.n < maxKept }
+	for m.resident <= p.retain && p.n > 0 && !room() {
+		out = append(out, p.takeOldest())
+	}
+	if room() {
+		p.puts++
+		m.kept = p.puts
+		p.kept[m.shelf] = append(p.kept[m.shelf], m)
 		p.n++
 		p.held += m.resident
+	} else {
+		out = append(out, m)
 	}
 	p.mu.Unlock()
-	if !room {
+	for _, m := range out {
 		m.unmap()
 	}
 }
@@ -154,7 +198,7 @@ func (p *Pool) Close() {
 			m.unmap()
 		}
 	}
-	p.kept, p.n, p.held = map[uint64][]*mapping{}, 0, 0
+	p.kept, p.n, p.held = map[shelf][]*mapping{}, 0, 0
 	p.pages.close()
 }
 

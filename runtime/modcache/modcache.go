@@ -329,6 +329,7 @@ func (c *Cache) link(digest string, module []byte, e *entry) error {
 		return api.Unusable(fmt.Errorf("link module %s: %w", digest, err))
 	}
 	e.module, e.needs = compiled, needsOf(module)
+	e.needs.Module = digest
 	return nil
 }
 
