@@ -69,38 +69,81 @@ func (m *module) loaded() int {
 			small += len(d.bytes)
 		}
 	}
-	switch {
-	case sum <= instantBytes:
+	if sum <= instantBytes {
 		return -1
-	case small <= smallBytes && m.dataIsDisjoint():
+	}
+	if _, free := m.dataExtents(); free && small <= smallBytes {
 		return smallSegment
 	}
 	return 0
 }
 
-// dataIsDisjoint says whether no active segment overwrites another one, so that
-// their order is free, as far as can be told from their offsets.
-func (m *module) dataIsDisjoint() bool {
-	type span struct{ from, to uint64 }
-	spans := make([]span, 0, len(m.data))
-	for _, d := range m.data {
+// joinedGap is how many zeros are copied rather than a segment more, which costs the
+// engine as much as some hundred bytes.
+const joinedGap = 64
+
+// joinData makes one segment of active ones that lie close together: Go's linker
+// leaves out every few zeros, and the engine evaluates an expression for each segment,
+// for each instance. Nothing refers to segments where their number isn't declared.
+func (m *module) joinData() {
+	extents, ok := m.dataExtents()
+	if !ok || m.memory == nil || m.dataCount != nil {
+		return
+	}
+	joined := make([]data, 0, len(extents))
+	for len(extents) > 0 {
+		n := 1
+		for n < len(extents) && extents[n].from-extents[n-1].to <= joinedGap {
+			n++
+		}
+		first := m.data[extents[0].segment]
+		if n > 1 {
+			content := make([]byte, extents[n-1].to-extents[0].from)
+			for _, s := range extents[:n] {
+				copy(content[s.from-extents[0].from:], m.data[s.segment].bytes)
+			}
+			first.bytes = content
+		}
+		joined = append(joined, first)
+		extents = extents[n:]
+	}
+	if len(joined) < len(m.data) {
+		m.data = joined
+		m.dataSection = m.encodeData()
+	}
+}
+
+// extent is where an active segment goes.
+type extent struct {
+	from, to uint64
+	segment  int
+}
+
+// dataExtents returns where active segments go, the lowest first. It says no where one
+// overwrites another one, as far as can be told from their offsets: else their order is
+// free.
+func (m *module) dataExtents() ([]extent, bool) {
+	extents := make([]extent, 0, len(m.data))
+	for i, d := range m.data {
 		if d.offset == nil {
 			continue
 		}
 		r := reader{buf: d.offset}
 		in := r.instr()
 		if in.op != opI32Const || r.pos != len(d.offset)-1 {
-			return false
+			return nil, false
 		}
-		spans = append(spans, span{uint64(in.a), uint64(in.a) + uint64(len(d.bytes))})
+		extents = append(extents, extent{uint64(in.a), uint64(in.a) + uint64(len(d.bytes)), i})
 	}
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
-	for i := range spans {
-		if i > 0 && spans[i].from < spans[i-1].to {
-			return false
+	slices.SortFunc(extents, func(a, b extent) int {
+		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
+	})
+	for i := range extents {
+		if i > 0 && extents[i].from < extents[i-1].to {
+			return nil, false
 		}
 	}
-	return true
+	return extents, true
 }
 
 // addLoader makes active segments passive, from the given size on, adds what

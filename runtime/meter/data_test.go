@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
 
 	"github.com/wisp-serving/wisp/runtime/internal/wasmtest"
 	"github.com/wisp-serving/wisp/runtime/meter"
@@ -41,6 +42,24 @@ func heavy(segments ...[]byte) []byte {
 		wasmtest.Section(11, data...))
 }
 
+// loaded is the memory of an instance of module, as it is and rewritten, or the error
+// of making one.
+func loaded(t *testing.T, h *host, module []byte) (want, got []byte, wantErr, gotErr error) {
+	t.Helper()
+	plain := wazero.NewRuntime(t.Context())
+	t.Cleanup(func() { _ = plain.Close(t.Context()) })
+	of := func(m api.Module, err error) ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		all, _ := m.Memory().Read(0, m.Memory().Size())
+		return all, nil
+	}
+	want, wantErr = of(plain.InstantiateWithConfig(t.Context(), module, wazero.NewModuleConfig()))
+	got, gotErr = of(h.instantiate(t, module, meter.Options{}))
+	return want, got, wantErr, gotErr
+}
+
 // TestDataIsLoadedInParts compares the memory of modules with more data than is
 // copied at once, after instantiation, with that of the modules as they were.
 func TestDataIsLoadedInParts(t *testing.T) {
@@ -53,21 +72,10 @@ func TestDataIsLoadedInParts(t *testing.T) {
 			segment("\x41\x10\x0b", large), segment("\x41\x04\x0b", []byte("123")), atEnd),
 	} {
 		t.Run(name, func(t *testing.T) {
-			plain := wazero.NewRuntime(t.Context())
-			defer plain.Close(t.Context())
-			want, err := plain.InstantiateWithConfig(t.Context(), module, wazero.NewModuleConfig())
-			if err != nil {
-				t.Fatal(err)
-			}
 			h := newHost(t, 1, 1<<20)
-			got, err := h.instantiate(t, module, meter.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			all, _ := want.Memory().Read(0, want.Memory().Size())
-			ours, _ := got.Memory().Read(0, got.Memory().Size())
-			if !bytes.Equal(all, ours) {
-				t.Error("the memories differ")
+			want, got, wantErr, gotErr := loaded(t, h, module)
+			if wantErr != nil || gotErr != nil || !bytes.Equal(want, got) {
+				t.Errorf("the memories differ, or there are none: %v, %v", wantErr, gotErr)
 			}
 			if parts := len(large) >> 16; h.yields < parts {
 				t.Errorf("the host was called %d times, want once for each of %d parts", h.yields, parts)
@@ -76,8 +84,8 @@ func TestDataIsLoadedInParts(t *testing.T) {
 	}
 }
 
-// TestSmallSegmentsAreLeftAlone has as many as Go's linker makes, and one that
-// is large.
+// TestSmallSegmentsAreLeftAlone has as many as Go's linker makes, with a declared
+// number of them, and one that is large.
 func TestSmallSegmentsAreLeftAlone(t *testing.T) {
 	segments := [][]byte{segment("\x41\x80\x80\x80\x01\x0b", make([]byte, 2<<20))} // at 2 MiB
 	for i := range 50_000 {
@@ -112,5 +120,69 @@ func TestDataThatDoesNotFit(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "unreachable") {
 			t.Errorf("got %v, want a trap before anything is written", err)
 		}
+	}
+}
+
+// segments returns how many data segments a module has.
+func segments(t *testing.T, module []byte) uint64 {
+	t.Helper()
+	for rest := module[8:]; len(rest) > 0; {
+		id := rest[0]
+		size, n := binary.Uvarint(rest[1:])
+		content := rest[1+n:][:size]
+		if id == 11 {
+			count, _ := binary.Uvarint(content)
+			return count
+		}
+		rest = rest[1+n+int(size):]
+	}
+	return 0
+}
+
+// TestCloseSegmentsAreJoined compares memories too: what lies between segments is
+// zero, in whatever order they come.
+func TestCloseSegmentsAreJoined(t *testing.T) {
+	at := func(offset int, content string) []byte {
+		c := append([]byte{0x41}, byte(offset)|0x80, byte(offset>>7)|0x80, byte(offset>>14), 0x0b)
+		return segment(string(c), []byte(content))
+	}
+	var many [][]byte
+	for i := range 4000 {
+		many = append(many, at(16*i, "12345678"))
+	}
+	for name, tt := range map[string]struct {
+		segments [][]byte
+		want     uint64
+	}{
+		"as Go's linker makes them": {many, 1},
+		"not in order":              {[][]byte{at(40, "c"), at(0, "ab"), at(20, "d")}, 1},
+		"far from one another":      {[][]byte{at(0, "a"), at(65, "b"), at(131, "c")}, 2},
+		"one over another":          {[][]byte{at(0, "ab"), at(1, "c")}, 2},
+		"an empty one":              {[][]byte{at(0, "a"), at(0, ""), at(1, "b")}, 1},
+		"at the memory's end":       {[][]byte{at(65_534, "a"), at(65_535, "b"), at(65_536, "")}, 1},
+		"beyond the memory's end":   {[][]byte{at(65_535, "a"), at(65_537, "")}, 1},
+		"alone":                     {[][]byte{at(0, "a")}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			content := binary.AppendUvarint(nil, uint64(len(tt.segments)))
+			for _, s := range tt.segments {
+				content = append(content, s...)
+			}
+			module := wasmtest.Module(
+				wasmtest.Section(5, 1, 0, 1),
+				wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...),
+				wasmtest.Section(11, content...))
+			want, got, wantErr, gotErr := loaded(t, newHost(t, meter.MaxRation, 100), module)
+			if (wantErr == nil) != (gotErr == nil) || !bytes.Equal(want, got) {
+				t.Errorf("the memories differ, or there are none: %v, %v", wantErr, gotErr)
+			}
+			rewritten, err := meter.Rewrite(module, meter.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := segments(t, rewritten); n != tt.want {
+				t.Errorf("it has %d segments, want %d", n, tt.want)
+			}
+		})
 	}
 }

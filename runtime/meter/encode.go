@@ -64,6 +64,7 @@ func (m *module) encode(o Options) ([]byte, error) {
 		return nil, err
 	}
 	exports := m.encodeExports(o)
+	m.joinData()
 	start := m.encodeStart(o)
 	helpers := m.added.helpers
 	if len(helpers) > maxHelpers+len(m.exports) {

@@ -5,7 +5,7 @@ import "fmt"
 // Version names what Rewrite does. It changes whenever the same module and
 // options come out differently, and so belongs into the key under which
 // anything made from rewritten modules is kept.
-const Version = "11"
+const Version = "12"
 
 // A rewritten module imports the function HostModule.Yield, of type
 // (i32) -> i32. It is called with one of two reasons.
