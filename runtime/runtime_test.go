@@ -190,24 +190,40 @@ const sorted = "-10000 8 99 1111 2345 11234 12312 1231231\n"
 // it; else a Go guest that prints the answer.
 func sortModule(b *testing.B) (module []byte, body string) {
 	b.Helper()
-	var err error
-	if path := os.Getenv("WISP_SORT_WASM"); path != "" {
-		module, err = os.ReadFile(path)
-		body = `{"args":["` + strings.Join(sortArgs, `","`) + `"]}`
-	} else {
+	path := os.Getenv("WISP_SORT_WASM")
+	if path == "" {
 		b.Log("WISP_SORT_WASM is not set: a Go guest runs instead of the C sort")
-		module, err = wasmtest.Puppet()
-		body = fmt.Sprintf(`{"args":["out",%q]}`, strings.TrimSpace(sorted))
+		return goModule(b)
 	}
+	module, err := os.ReadFile(path)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return module, body
+	return module, `{"args":["` + strings.Join(sortArgs, `","`) + `"]}`
+}
+
+// goModule returns a Go guest that prints the same.
+func goModule(b *testing.B) (module []byte, body string) {
+	b.Helper()
+	module, err := wasmtest.Puppet()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return module, fmt.Sprintf(`{"args":["out",%q]}`, strings.TrimSpace(sorted))
 }
 
 // BenchmarkInvoke is a request from its handler on: body to arguments, a fresh
 // instance, its run, its answer.
 func BenchmarkInvoke(b *testing.B) {
+	b.Run("go", func(b *testing.B) {
+		module, body := goModule(b)
+		s, _ := startFunction(b, newRuntime(b, b.TempDir()), newRegistry(b)+"/go:v1", module)
+		b.ReportAllocs()
+		c := newCaller(s, body)
+		for b.Loop() {
+			c.call()
+		}
+	})
 	module, body := sortModule(b)
 	r := newRuntime(b, b.TempDir())
 	s, _ := startFunction(b, r, newRegistry(b)+"/sort:v1", module)
