@@ -87,18 +87,36 @@ func TestMappingsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// What has been kept for the longest makes room.
+// What has been kept for the longest makes room, if that is of use.
 func TestPoolKeepsWhatWasUsedLast(t *testing.T) {
 	p := newPool(t, 2*page)
 	b := NewBudget(p, 1<<20)
-	for _, module := range []string{"a", "b", "a", "c"} {
-		l := reserve(t, b, Needs{Module: module, Min: page, Max: 1 << 20})
+	for _, step := range []struct {
+		module  string
+		leaving int64 // what is being emptied meanwhile
+		want    string
+	}{
+		{"a", 0, "a"},
+		{"b", 0, "ab"},
+		{"a", 0, "ab"},
+		{"c", 0, "ac"},
+		{"d", 2 * page, "ac"},
+		{"d", page, "d"},
+	} {
+		l := reserve(t, b, Needs{Module: step.module, Min: page, Max: 1 << 20})
 		l.Reallocate(page)
+		p.leaving = step.leaving
 		l.Release()
-	}
-	kept := func(module string) int { return len(p.kept[shelf{module, 1 << 20}]) }
-	if kept("a") != 1 || kept("b") != 0 || kept("c") != 1 || p.held != 2*page {
-		t.Errorf("kept %d of a, %d of b, %d of c, %d bytes, want 1, 0, 1 and %d", kept("a"), kept("b"), kept("c"), p.held, 2*page)
+		p.leaving = 0
+		var kept string
+		for _, module := range []string{"a", "b", "c", "d"} {
+			if len(p.kept[shelf{module, 1 << 20}]) > 0 {
+				kept += module
+			}
+		}
+		if kept != step.want || p.held != int64(len(kept))*page {
+			t.Errorf("%s, with %d bytes that leave: kept %q, %d bytes, want %q", step.module, step.leaving, kept, p.held, step.want)
+		}
 	}
 }
 

@@ -20,10 +20,10 @@ type Pool struct {
 	kept map[shelf][]*mapping // the last one used last
 	n    int                  // of kept, on all shelves
 	puts uint64               // how many mappings have been kept so far
-	// held are the bytes of physical memory that kept may have, and what is being
-	// emptied.
-	held int64
-	lent int
+	// held are the bytes of physical memory that kept may have, and leaving those of
+	// what is being emptied.
+	held, leaving int64
+	lent          int
 	// emptying are the goroutines that give the pages of large mappings back.
 	emptying sync.WaitGroup
 }
@@ -123,9 +123,9 @@ func (p *Pool) put(m *mapping, used uint64) {
 	zeroed := p.pages.zero(m, used)
 	p.mu.Lock()
 	p.lent--
-	later := !zeroed && p.held+int64(used) <= p.retain
+	later := !zeroed && p.held+p.leaving+int64(used) <= p.retain
 	if later {
-		p.held += int64(used)
+		p.leaving += int64(used)
 	}
 	p.mu.Unlock()
 	switch {
@@ -136,7 +136,7 @@ func (p *Pool) put(m *mapping, used uint64) {
 			p.empty(m)
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.held -= int64(used)
+			p.leaving -= int64(used)
 		})
 	default:
 		p.empty(m)
@@ -158,11 +158,10 @@ func (p *Pool) empty(m *mapping) {
 func (p *Pool) keep(m *mapping) {
 	var out []*mapping
 	p.mu.Lock()
-	room := func() bool { return p.held+m.resident <= p.retain && p.n < maxKept }
-	for m.resident <= p.retain && p.n > 0 && !room() {
-		out = append(out, p.takeOldest())
-	}
-	if room() {
+	if room := p.retain - p.leaving - m.resident; room >= 0 {
+		for p.n > 0 && (p.held > room || p.n >= maxKept) {
+			out = append(out, p.takeOldest())
+		}
 		p.puts++
 		m.kept = p.puts
 		p.kept[m.shelf] = append(p.kept[m.shelf], m)
