@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	goruntime "runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -120,10 +119,8 @@ func TestCompileBombs(t *testing.T) {
 // BenchmarkBesideCompilation is what a neighbour sees while another pod's module
 // of 70 MB compiles.
 func BenchmarkBesideCompilation(b *testing.B) {
-	cores := goruntime.GOMAXPROCS(0)
 	r, host := newCompilingRuntime(b, 10*time.Minute), newRegistry(b)
-	goruntime.GOMAXPROCS(runtime.Threads(cores))
-	defer goruntime.GOMAXPROCS(cores)
+	defer runtime.SetUpProcess()()
 	neighbour := deploy(b, r, host, "neighbour", wasmtest.Command(wasmtest.Nothing))
 	srv := httptest.NewServer(neighbour)
 	defer srv.Close()

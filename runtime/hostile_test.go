@@ -183,15 +183,12 @@ func quantile(of []time.Duration, q float64) time.Duration {
 // the node took for it. The beginning, when all of them come within some
 // milliseconds, is part of it.
 func BenchmarkHostile(b *testing.B) {
-	cores := goruntime.GOMAXPROCS(0)
 	all := attacks(b)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		b.Run(name, func(b *testing.B) {
 			r, host := newRuntime(b, b.TempDir()), newRegistry(b)
 			// As a node does, and after the runtime has seen how many cores there are.
-			goruntime.GOMAXPROCS(runtime.Threads(cores))
-			defer goruntime.GOMAXPROCS(cores)
-			defer goruntime.KeepAlive(runtime.Ballast())
+			defer runtime.SetUpProcess()()
 			neighbour := deploy(b, r, host, "neighbour", wasmtest.Command(wasmtest.Nothing))
 			srv := httptest.NewServer(neighbour)
 			defer srv.Close()

@@ -90,16 +90,25 @@ type Config struct {
 	Log *zap.SugaredLogger
 }
 
-// Threads returns what GOMAXPROCS should be where guests may run on that many
-// cores: a guest keeps its thread for as long as its ration lasts, so the network,
-// the timers and the collector need threads that no guest runs on. The kernel
-// shares the cores among all of them. See RATIONALE.md "Who gets a core?".
-func Threads(cores int) int { return cores + (cores+1)/2 }
+// ballast is memory that is counted as Go's heap, and never touched: it keeps the
+// collector from running often as long as the heap is small. See RATIONALE.md "What
+// does garbage cost?".
+const ballast = 48 << 20
 
-// Ballast returns what keeps the collector from running often as long as the heap
-// is small: memory that is counted, and never touched. Whoever runs guests keeps it
-// reachable until the process ends. See RATIONALE.md "What does garbage cost?".
-func Ballast() []byte { return make([]byte, 48<<20) }
+// SetUpProcess makes this process fit for guests on all of its cores, of which
+// GOMAXPROCS says how many there are: a guest keeps its thread for as long as its ration
+// lasts, so the network, the timers and the collector get threads that no guest runs on,
+// and the kernel shares the cores among all of them. Make Runtimes before, or tell them
+// their Cores. Call undo once no guest runs any more. See RATIONALE.md "Who gets a core?".
+func SetUpProcess() (undo func()) {
+	cores := goruntime.GOMAXPROCS(0)
+	goruntime.GOMAXPROCS(cores + (cores+1)/2)
+	counted := make([]byte, ballast)
+	return func() {
+		goruntime.GOMAXPROCS(cores)
+		goruntime.KeepAlive(counted)
+	}
+}
 
 // keptMemory bounds the physical memory that waits for the next instances.
 const keptMemory = 128 << 20

@@ -215,28 +215,28 @@ func goModule(b *testing.B) (module []byte, body string) {
 // BenchmarkInvoke is a request from its handler on: body to arguments, a fresh
 // instance, its run, its answer.
 func BenchmarkInvoke(b *testing.B) {
-	b.Run("go", func(b *testing.B) {
-		module, body := goModule(b)
-		s, _ := startFunction(b, newRuntime(b, b.TempDir()), newRegistry(b)+"/go:v1", module)
-		b.ReportAllocs()
-		c := newCaller(s, body)
-		for b.Loop() {
-			c.call()
+	r, host := newRuntime(b, b.TempDir()), newRegistry(b)
+	start := func(name string, module []byte, body string) *sandbox.Sandbox {
+		s, _ := startFunction(b, r, host+"/"+name+":v1", module)
+		if w := post(s, body); w.Code != http.StatusOK || w.Body.String() != sorted {
+			b.Fatalf("%s: got %d %q", name, w.Code, w.Body)
 		}
-	})
-	module, body := sortModule(b)
-	r := newRuntime(b, b.TempDir())
-	s, _ := startFunction(b, r, newRegistry(b)+"/sort:v1", module)
-	if w := post(s, body); w.Code != http.StatusOK || w.Body.String() != sorted {
-		b.Fatalf("got %d %q", w.Code, w.Body)
+		return s
 	}
-	b.Run("one", func(b *testing.B) {
-		b.ReportAllocs()
-		c := newCaller(s, body)
-		for b.Loop() {
-			c.call()
+	one := func(s *sandbox.Sandbox, body string) func(*testing.B) {
+		return func(b *testing.B) {
+			b.ReportAllocs()
+			c := newCaller(s, body)
+			for b.Loop() {
+				c.call()
+			}
 		}
-	})
+	}
+	module, body := goModule(b)
+	b.Run("go", one(start("go", module, body), body))
+	module, body = sortModule(b)
+	s := start("sort", module, body)
+	b.Run("one", one(s, body))
 	b.Run("parallel", func(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {

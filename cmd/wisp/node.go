@@ -191,10 +191,7 @@ func (n *node) newFleet(reader kubernetes.Interface, log *zap.SugaredLogger) (*f
 func (n *node) run(ctx context.Context) error {
 	outlive, stopRest := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRest()
-	cores := goruntime.GOMAXPROCS(0)
-	goruntime.GOMAXPROCS(runtime.Threads(cores))
-	defer goruntime.GOMAXPROCS(cores)
-	defer goruntime.KeepAlive(runtime.Ballast())
+	defer runtime.SetUpProcess()()
 
 	rest, outlive := errgroup.WithContext(outlive)
 	rest.Go(func() error { return watchdog.Run(outlive, watchdogTimeout) })

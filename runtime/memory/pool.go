@@ -42,7 +42,7 @@ type mapping struct {
 	bytes    []byte
 	shelf    shelf
 	resident int64  // at most so much has pages
-	uses     int    // since it was made
+	uses     int    // how often more than small was used of it
 	kept     uint64 // Pool.puts at the time
 }
 

@@ -108,8 +108,7 @@ func (m *module) joinData() {
 		extents = extents[n:]
 	}
 	if len(joined) < len(m.data) {
-		m.data = joined
-		m.dataSection = m.encodeData()
+		m.data, m.dataSection = joined, nil
 	}
 }
 
@@ -182,7 +181,7 @@ func (m *module) addLoader(least int, o Options) uint32 {
 	if m.hasStart {
 		start = start.call(m.entry(m.start, o.Stack))
 	}
-	m.dataSection = m.encodeData()
+	m.dataSection = nil
 	m.dataCount = appendU32(nil, uint32(len(m.data)))
 	return add("start", start)
 }

@@ -23,10 +23,6 @@ func segment(offset string, content []byte) []byte {
 // what the last of them has written, writes itself, and would trap on segments
 // that haven't been dropped.
 func heavy(segments ...[]byte) []byte {
-	data := binary.AppendUvarint(nil, uint64(len(segments)))
-	for _, s := range segments {
-		data = append(data, s...)
-	}
 	body := []byte{
 		0, 0x41, 5, 0x2d, 0, 0, 0x41, '2', 0x47, 0x04, 0x40, 0x00, 0x0b, // unless byte 5 is 2: unreachable
 		0x41, 6, 0x41, '7', 0x3a, 0, 0, // byte 6 becomes 7
@@ -35,11 +31,19 @@ func heavy(segments ...[]byte) []byte {
 	}
 	return wasmtest.Module(
 		wasmtest.Section(1, 1, 0x60, 0, 0), wasmtest.Section(3, 1, 0), wasmtest.Section(5, 1, 0, 64),
-		wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...),
+		exportedMemory,
 		wasmtest.Section(8, 0),
 		wasmtest.Section(12, binary.AppendUvarint(nil, uint64(len(segments)))...),
 		wasmtest.Section(10, append([]byte{1, byte(len(body))}, body...)...),
-		wasmtest.Section(11, data...))
+		dataSection(segments))
+}
+
+// exportedMemory is a section that exports a module's memory.
+var exportedMemory = wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...)
+
+func dataSection(segments [][]byte) []byte {
+	content := binary.AppendUvarint(nil, uint64(len(segments)))
+	return wasmtest.Section(11, append(content, bytes.Join(segments, nil)...)...)
 }
 
 // loaded is the memory of an instance of module, as it is and rewritten, or the error
@@ -123,20 +127,14 @@ func TestDataThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// segments returns how many data segments a module has.
-func segments(t *testing.T, module []byte) uint64 {
-	t.Helper()
-	for rest := module[8:]; len(rest) > 0; {
-		id := rest[0]
-		size, n := binary.Uvarint(rest[1:])
-		content := rest[1+n:][:size]
+// countSegments returns how many data segments a module has.
+func countSegments(module []byte) (count uint64) {
+	for id, content := range sections(module) {
 		if id == 11 {
-			count, _ := binary.Uvarint(content)
-			return count
+			count, _ = binary.Uvarint(content)
 		}
-		rest = rest[1+n+int(size):]
 	}
-	return 0
+	return count
 }
 
 // TestCloseSegmentsAreJoined compares memories too: what lies between segments is
@@ -164,14 +162,7 @@ func TestCloseSegmentsAreJoined(t *testing.T) {
 		"alone":                     {[][]byte{at(0, "a")}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			content := binary.AppendUvarint(nil, uint64(len(tt.segments)))
-			for _, s := range tt.segments {
-				content = append(content, s...)
-			}
-			module := wasmtest.Module(
-				wasmtest.Section(5, 1, 0, 1),
-				wasmtest.Section(7, append(append([]byte{1, 6}, "memory"...), 2, 0)...),
-				wasmtest.Section(11, content...))
+			module := wasmtest.Module(wasmtest.Section(5, 1, 0, 1), exportedMemory, dataSection(tt.segments))
 			want, got, wantErr, gotErr := loaded(t, newHost(t, meter.MaxRation, 100), module)
 			if (wantErr == nil) != (gotErr == nil) || !bytes.Equal(want, got) {
 				t.Errorf("the memories differ, or there are none: %v, %v", wantErr, gotErr)
@@ -180,7 +171,7 @@ func TestCloseSegmentsAreJoined(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := segments(t, rewritten); n != tt.want {
+			if n := countSegments(rewritten); n != tt.want {
 				t.Errorf("it has %d segments, want %d", n, tt.want)
 			}
 		})

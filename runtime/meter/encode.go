@@ -66,11 +66,15 @@ func (m *module) encode(o Options) ([]byte, error) {
 	exports := m.encodeExports(o)
 	m.joinData()
 	start := m.encodeStart(o)
+	data := m.dataSection
+	if data == nil && len(m.data) > 0 {
+		data = m.encodeData()
+	}
 	helpers := m.added.helpers
 	if len(helpers) > maxHelpers+len(m.exports) {
 		return nil, &LimitError{What: "different bulk operations", Got: uint64(len(helpers)), Max: maxHelpers}
 	}
-	size := len(code) + len(m.dataSection) + len(m.typeData) + len(m.importData) + len(exports) + 4*len(m.functions)
+	size := len(code) + len(data) + len(m.typeData) + len(m.importData) + len(exports) + 4*len(m.functions)
 	out := make([]byte, 0, size+size/8+1024)
 	out = append(out, "\x00asm\x01\x00\x00\x00"...)
 	section := func(id byte, content ...[]byte) {
@@ -119,8 +123,8 @@ func (m *module) encode(o Options) ([]byte, error) {
 		added = append(appendU32(added, uint32(len(h.code))), h.code...)
 	}
 	section(sectionCode, count, code, added)
-	if m.dataSection != nil {
-		section(sectionData, m.dataSection)
+	if data != nil {
+		section(sectionData, data)
 	}
 	return m.encodeNames(out, helpers), nil
 }

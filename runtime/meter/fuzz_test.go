@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -73,14 +74,26 @@ func FuzzRewrite(f *testing.F) {
 
 // hasCustom says whether a module that decodes has a custom section.
 func hasCustom(module []byte) bool {
-	for at := 8; at < len(module); {
-		if module[at] == 0 {
+	for id := range sections(module) {
+		if id == 0 {
 			return true
 		}
-		size, n := binary.Uvarint(module[at+1:])
-		at += 1 + n + int(size)
 	}
 	return false
+}
+
+// sections are those of a module that decodes, by their ids.
+func sections(module []byte) iter.Seq2[byte, []byte] {
+	return func(yield func(byte, []byte) bool) {
+		for rest := module[8:]; len(rest) > 0; {
+			size, n := binary.Uvarint(rest[1:])
+			content := rest[1+n:][:size]
+			if !yield(rest[0], content) {
+				return
+			}
+			rest = rest[1+n+len(content):]
+		}
+	}
 }
 
 // meant says whether a module that is valid is refused for a reason.

@@ -60,7 +60,7 @@ type module struct {
 	start    uint32
 	hasStart bool
 	elements []element
-	// dataSection holds data as it was read.
+	// dataSection holds data as it was read, and is nil once data is another.
 	dataCount   []byte
 	dataSection []byte
 	data        []data

@@ -53,9 +53,7 @@ func run(m *testing.M) int {
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	images = strings.TrimPrefix(server.URL, "http://")
 	cores := goruntime.GOMAXPROCS(0)
-	// As a node does.
-	goruntime.GOMAXPROCS(runtime.Threads(cores))
-	defer goruntime.KeepAlive(runtime.Ballast())
+	defer runtime.SetUpProcess()() // as a node does
 	node, err = runtime.New(runtime.Config{
 		DataDir: dir, ImageStore: 1 << 30, Guest: config.DefaultNode().Guest, Log: zap.NewNop().Sugar(), Cores: cores,
 	})
