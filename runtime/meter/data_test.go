@@ -104,6 +104,9 @@ func TestSmallSegmentsAreLeftAlone(t *testing.T) {
 	if more := len(rewritten) - len(module); more > 4<<10 {
 		t.Errorf("it is %d bytes longer, want the loader of one segment", more)
 	}
+	if n := countSegments(rewritten); n != uint64(len(segments)) {
+		t.Errorf("it has %d segments, want all %d, which are numbered", n, len(segments))
+	}
 }
 
 // TestLoadingDataEnds ends an instance whose data is being copied.
